@@ -1,0 +1,89 @@
+"""A receipt of each decision: what was known, what was decided, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from autolr_ray.schedule.smoother import Array
+from autolr_ray.schedule.switch import RECEIPT_POINTS, Verdict
+
+_VERDICTS = list(Verdict)
+_SCALARS = 11
+VECTOR_LENGTH = _SCALARS + 2 * RECEIPT_POINTS
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Receipt:
+    """One decision of :class:`AutoWarmup`.
+
+    Attributes:
+        step: optimizer steps done when it was made.
+        lr: the learning rate of the last of them.
+        verdict: what was decided; ``verdict.value`` says it in words.
+        probability: largest posterior probability of an earlier point being below the last.
+        positives: positive tests in a row, this one counted.
+        argmin_step: the step at which the posterior mean is lowest.
+        argmin_lr: the learning rate of that step.
+        rolled_back_to: the step whose weights were put back, or -1.
+        outputscale, noise, prior_mean: the posterior's hyperparameters.
+        mean, sd: the posterior on even points of [0, step], [points] float64.
+    """
+
+    step: int
+    lr: float
+    verdict: Verdict
+    probability: float
+    positives: int
+    argmin_step: float
+    argmin_lr: float
+    rolled_back_to: int = -1
+    outputscale: float
+    noise: float
+    prior_mean: float
+    mean: Array
+    sd: Array
+
+    @property
+    def reason(self) -> str:
+        """The verdict in words."""
+        return self.verdict.value
+
+    def to_vector(self) -> torch.Tensor:
+        """[VECTOR_LENGTH] float64: what rank 0 sends to the others."""
+        scalars = [
+            self.step, self.lr, _VERDICTS.index(self.verdict), self.probability, self.positives,
+            self.argmin_step, self.argmin_lr, self.rolled_back_to,
+            self.outputscale, self.noise, self.prior_mean,
+        ]  # fmt: skip
+        return torch.from_numpy(np.concatenate([scalars, self.mean, self.sd]))
+
+    @classmethod
+    def from_vector(cls, vector: torch.Tensor) -> Receipt:
+        """The inverse of :meth:`to_vector`."""
+        values = vector.detach().cpu().numpy().astype(np.float64)
+        (
+            step, lr, verdict, probability, positives, argmin_step, argmin_lr, rolled_back_to,
+            scale, noise, mean,
+        ) = values[:_SCALARS]  # fmt: skip
+        return cls(
+            step=int(step), lr=float(lr), verdict=_VERDICTS[int(verdict)], probability=float(probability),
+            positives=int(positives), argmin_step=float(argmin_step), argmin_lr=float(argmin_lr),
+            rolled_back_to=int(rolled_back_to),
+            outputscale=float(scale), noise=float(noise), prior_mean=float(mean),
+            mean=values[_SCALARS:-RECEIPT_POINTS].copy(), sd=values[-RECEIPT_POINTS:].copy(),
+        )  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and tensors."""
+        return {"verdict": self.verdict.name, "vector": self.to_vector()}
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> Receipt:
+        """The inverse of :meth:`to_dict`; the verdict by its name, whatever its place."""
+        vector = state["vector"].clone()
+        vector[2] = _VERDICTS.index(Verdict[state["verdict"]])
+        return cls.from_vector(vector)

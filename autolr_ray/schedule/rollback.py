@@ -1,0 +1,117 @@
+"""Weights as they were near the loss minimum, and putting them back.
+
+Steps beyond the minimum ran at learning rates that were too high; the weights they left behind need
+not recover. Snapshots hold the model's parameters and buffers and the optimizer's state.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+_NOT_STATE = ("params", "lr", "initial_lr")
+
+
+class SnapshotStore:
+    """At most three snapshots: the ones on either side of the loss minimum, and the newest.
+
+    As the estimate of the minimum moves forward the older ones go; while the loss still falls only
+    the newest two are left.
+
+    Args:
+        model: whose ``state_dict`` tensors are kept.
+        optimizer: whose per-parameter state and group values (except ``lr``) are kept.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._snapshots: dict[int, dict[str, Any]] = {}
+
+    @property
+    def steps(self) -> list[int]:
+        """The optimizer steps that have a snapshot, ascending."""
+        return sorted(self._snapshots)
+
+    def take(self, step: int, argmin_step: float) -> None:
+        """Keep the present state as that after ``step`` optimizer steps, drop what is not needed."""
+        self._snapshots[step] = self._copy()
+        before = [s for s in self.steps if s <= argmin_step]
+        after = [s for s in self.steps if s > argmin_step]
+        keep = {step, *before[-1:], *after[:1]}
+        self._snapshots = {s: kept for s, kept in self._snapshots.items() if s in keep}
+
+    def restore(self, argmin_step: float) -> int | None:
+        """Put back the snapshot nearest ``argmin_step`` in place; its step, or None without one."""
+        if not self._snapshots:
+            return None
+        step = min(self.steps, key=lambda s: (abs(s - argmin_step), s))
+        self._put_back(self._snapshots[step])
+        return step
+
+    def clear(self) -> None:
+        """Free the memory."""
+        self._snapshots = {}
+
+    @torch.no_grad()
+    def _copy(self) -> dict[str, Any]:
+        return {
+            "model": {name: _to_host(value) for name, value in _tensors(self._model).items()},
+            "optimizer": [
+                {key: _to_host(value) for key, value in self._optimizer.state.get(parameter, {}).items()}
+                for group in self._optimizer.param_groups
+                for parameter in group["params"]
+            ],
+            "groups": [
+                {key: _to_host(value) for key, value in group.items() if key not in _NOT_STATE}
+                for group in self._optimizer.param_groups
+            ],
+        }
+
+    @torch.no_grad()
+    def _put_back(self, snapshot: dict[str, Any]) -> None:
+        # In place: DDP buckets, fused optimizers and CUDA graphs hold on to these very tensors.
+        for name, tensor in _tensors(self._model).items():
+            tensor.copy_(snapshot["model"][name])
+        states = iter(snapshot["optimizer"])
+        for group, kept in zip(self._optimizer.param_groups, snapshot["groups"], strict=True):
+            _update(group, kept)
+            for parameter in group["params"]:
+                state = self._optimizer.state[parameter]
+                kept_state = next(states)
+                for key in [key for key in state if key not in kept_state]:
+                    del state[key]
+                _update(state, kept_state, like=parameter)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers and tensors; as large as the snapshots."""
+        return {"snapshots": dict(self._snapshots)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from ``state``."""
+        self._snapshots = {int(step): snapshot for step, snapshot in state["snapshots"].items()}
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The model's parameters and buffers, those that a checkpoint leaves out included."""
+    return dict(model.named_parameters()) | {f"buffer:{name}": b for name, b in model.named_buffers()}
+
+
+def _to_host(value: Any) -> Any:
+    return value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
+
+
+def _update(target: dict[str, Any], kept: dict[str, Any], like: torch.Tensor | None = None) -> None:
+    for key, value in kept.items():
+        present = target.get(key)
+        if isinstance(value, torch.Tensor) and isinstance(present, torch.Tensor):
+            present.copy_(value)
+        elif isinstance(value, torch.Tensor):
+            # 0-d counters stay on the host, as torch's optimizers keep them.
+            device = torch.device("cpu") if like is None or value.dim() == 0 else like.device
+            target[key] = value.to(device, copy=True)
+        else:
+            target[key] = value

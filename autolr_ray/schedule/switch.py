@@ -1,0 +1,170 @@
+"""Has the loss passed its minimum? From losses to evidence, and from evidence to a verdict.
+
+A rule watches the losses of the warmup and is asked, at its own interval, for :class:`Evidence`.
+What is made of the evidence, :func:`decide`, is a pure function and the same for every rule.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from scipy.special import ndtr
+
+from autolr_ray.schedule.blas import single_threaded_blas
+from autolr_ray.schedule.smoother import (
+    Array,
+    Hyperparameters,
+    LossPosterior,
+    LossSmoother,
+    Spectrum,
+)
+
+GRID = np.linspace(0.0, 1.0, 500)
+RECEIPT_POINTS = 64
+_RECEIPT_GRID = np.linspace(0.0, 1.0, RECEIPT_POINTS)
+
+
+class Verdict(enum.Enum):
+    """What was decided; the value is the sentence that users read."""
+
+    RISING = "the loss has not clearly passed its minimum: the learning rate keeps rising"
+    PASSED = "the loss has passed its minimum: the warmup ends at the learning rate of the minimum"
+    EXHAUSTED = (
+        "the longest warmup is over without a verdict: the warmup ends at the learning rate of the "
+        "lowest loss so far"
+    )
+    STILL_FALLING = (
+        "the longest warmup is over and the loss was still falling: the highest learning rate is kept"
+    )
+    HIGHEST_KEPT = "the longest warmup is over without a verdict: the highest learning rate is kept, as asked"
+    NO_EVIDENCE = "the longest warmup is over and no loss was finite: the lowest learning rate is kept"
+
+    @property
+    def ends_warmup(self) -> bool:
+        """Whether the learning rate stops rising."""
+        return self is not Verdict.RISING
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What a rule says at one test.
+
+    Attributes:
+        positive: the test says that the minimum is passed.
+        probability: the largest posterior probability of any earlier point being below the last.
+        argmin: where the posterior mean is lowest, a share of the steps so far, in [0, 1].
+        mean, sd: the posterior on even points of the steps so far, [RECEIPT_POINTS].
+        hyper: what the posterior was made with.
+    """
+
+    positive: bool
+    probability: float
+    argmin: float
+    mean: Array
+    sd: Array
+    hyper: Hyperparameters
+
+    @classmethod
+    def none(cls) -> Evidence:
+        """Before the first finite loss: not positive, and the minimum at the start."""
+        unknown = np.full(RECEIPT_POINTS, math.nan)
+        hyper = Hyperparameters(outputscale=math.nan, noise=math.nan, mean=math.nan)
+        return cls(positive=False, probability=math.nan, argmin=0.0, mean=unknown, sd=unknown, hyper=hyper)
+
+
+def decide(
+    *, positives: int, patience: int, exhausted: bool, argmin: float, fallback: str, any_finite: bool
+) -> Verdict:
+    """The verdict, given the evidence so far: pure, no state.
+
+    Args:
+        positives: positive tests in a row, this one counted.
+        patience: how many in a row end the warmup.
+        exhausted: the longest warmup is over.
+        argmin: where the posterior mean is lowest, as a share of the steps so far.
+        fallback: what to do when exhausted: "argmin" or "keep" (the highest learning rate).
+        any_finite: whether any loss was finite.
+    """
+    if positives >= patience:
+        return Verdict.PASSED
+    if not exhausted:
+        return Verdict.RISING
+    if fallback == "keep":
+        return Verdict.HIGHEST_KEPT
+    if not any_finite:
+        return Verdict.NO_EVIDENCE
+    # An argmin at the very end means that the loss never turned: nothing to fall back to.
+    return Verdict.EXHAUSTED if argmin < 0.98 else Verdict.STILL_FALLING
+
+
+class SwitchRule(ABC):
+    """Turns losses into evidence. Deterministic; keeps no losses.
+
+    Attributes:
+        name: how users ask for it.
+        patience: positive tests in a row that end the warmup.
+    """
+
+    name: ClassVar[str]
+    patience: int = 3
+    smoother: LossSmoother
+
+    @abstractmethod
+    def test_interval(self, warmup_steps: int, steps_per_epoch: int | None) -> int:
+        """Optimizer steps between tests; ValueError where the rule lacks something it needs."""
+
+    @abstractmethod
+    def observe(self, losses: Array, warmup_steps: int) -> None:
+        """Take in the losses [k] of the next k steps."""
+
+    @abstractmethod
+    def test(self) -> Evidence:
+        """Fit, and judge all losses so far. At least one must have been finite."""
+
+    @abstractmethod
+    def hyperparameters(self, spectrum: Spectrum) -> Hyperparameters:
+        """What a look between tests uses."""
+
+    def argmin(self) -> float:
+        """Where the posterior mean is lowest now, between tests; 1.0 before any finite loss."""
+        if not self.smoother.count:
+            return 1.0
+        spectrum = self.smoother.spectrum()
+        with single_threaded_blas():
+            mean = LossPosterior(spectrum, self.hyperparameters(spectrum)).mean(GRID)
+        return float(GRID[np.argmin(mean)])
+
+    @abstractmethod
+    def settings(self) -> dict[str, float | int | str]:
+        """What decides the rule's behaviour, to refuse a state that belongs to another."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers and tensors."""
+        return {"smoother": self.smoother.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from ``state``."""
+        self.smoother.load_state_dict(state["smoother"])
+
+
+def judge(
+    posterior: LossPosterior, *, confidence: float, jitter: float = 0.0, margin: float = 0.0
+) -> Evidence:
+    """P(f_i + margin < f_last) on the grid, its maximum compared with ``confidence``."""
+    with single_threaded_blas():
+        mean, sd, variance = posterior.on_grid(GRID)
+    deviation = np.sqrt(np.maximum(variance + jitter, 1e-300))
+    probability = float(ndtr((mean[-1] - margin - mean[:-1]) / deviation[:-1]).max())
+    return Evidence(
+        positive=probability > confidence,
+        probability=probability,
+        argmin=float(GRID[np.argmin(mean)]),
+        mean=np.interp(_RECEIPT_GRID, GRID, mean),
+        sd=np.interp(_RECEIPT_GRID, GRID, sd),
+        hyper=posterior.hyper,
+    )
