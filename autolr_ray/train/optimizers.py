@@ -1,0 +1,87 @@
+"""Optimizers by name, each with its own settings. The learning rate is the schedule's affair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch.optim import Optimizer
+
+from autolr_ray.train.config import Config
+
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Parameters = Iterable[torch.nn.Parameter]
+# Any learning rate will do: the schedule sets the first before the first step.
+_LR = 1.0
+
+
+class AdamP(Config):
+    """AdamP (Heo et al. 2021), timm's; the defaults are those of the AutoWU paper."""
+
+    name: Literal["adamp"] = "adamp"
+    weight_decay: NonNegative = 0.1
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    delta: NonNegative = 0.1
+    wd_ratio: NonNegative = 0.1
+
+    def build(self, parameters: Parameters) -> Optimizer:
+        """The optimizer over ``parameters``."""
+        from timm.optim import AdamP as TimmAdamP
+
+        optimizer: Optimizer = TimmAdamP(
+            parameters, lr=_LR, betas=self.betas, weight_decay=self.weight_decay,
+            delta=self.delta, wd_ratio=self.wd_ratio,
+        )  # fmt: skip
+        return optimizer
+
+
+class Lamb(Config):
+    """LAMB (You et al. 2020), timm's."""
+
+    name: Literal["lamb"] = "lamb"
+    weight_decay: NonNegative = 0.01
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    max_grad_norm: NonNegative = 1.0
+
+    def build(self, parameters: Parameters) -> Optimizer:
+        """The optimizer over ``parameters``."""
+        from timm.optim import Lamb as TimmLamb
+
+        optimizer: Optimizer = TimmLamb(
+            parameters, lr=_LR, betas=self.betas, weight_decay=self.weight_decay,
+            max_grad_norm=self.max_grad_norm or None,
+        )  # fmt: skip
+        return optimizer
+
+
+class AdamW(Config):
+    """AdamW (Loshchilov and Hutter 2019), torch's."""
+
+    name: Literal["adamw"] = "adamw"
+    weight_decay: NonNegative = 0.01
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+
+    def build(self, parameters: Parameters) -> Optimizer:
+        """The optimizer over ``parameters``."""
+        return torch.optim.AdamW(parameters, lr=_LR, betas=self.betas, weight_decay=self.weight_decay)
+
+
+class SGDNesterov(Config):
+    """SGD with Nesterov momentum, torch's."""
+
+    name: Literal["sgd_nesterov"] = "sgd_nesterov"
+    weight_decay: NonNegative = 5e-4
+    momentum: Annotated[float, Field(gt=0, lt=1)] = 0.9
+
+    def build(self, parameters: Parameters) -> Optimizer:
+        """The optimizer over ``parameters``."""
+        return torch.optim.SGD(
+            parameters, lr=_LR, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=True
+        )
+
+
+OptimizerSpec = Annotated[AdamP | Lamb | AdamW | SGDNesterov, Field(discriminator="name")]
+OPTIMIZERS = ("adamp", "lamb", "adamw", "sgd_nesterov")

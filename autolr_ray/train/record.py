@@ -1,0 +1,107 @@
+"""What one finished run leaves behind: the row of the ledger from which every figure is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from autolr_ray.files import write_atomically
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+class EpochRow(_Row):
+    """One epoch. ``seconds`` is the device time of the run so far, per worker."""
+
+    epoch: int
+    step: int
+    lr: float
+    train_loss: float
+    validation_accuracy: float
+    seconds: float
+
+
+class Trace(_Row):
+    """Learning rate and training loss (mean over workers) of optimizer steps, thinned evenly to at
+    most a thousand points; lists of equal length. A loss may be NaN or inf.
+    """
+
+    step: list[int]
+    lr: list[float]
+    loss: list[float]
+
+
+class ReceiptRow(_Row):
+    """One decision of the scheduler (see ``autolr_ray.schedule.Receipt``)."""
+
+    step: int
+    lr: float
+    verdict: str
+    reason: str
+    probability: float
+    positives: int
+    argmin_step: int
+    argmin_lr: float
+
+
+class Posterior(_Row):
+    """The loss curve's Gaussian-process posterior when the warmup ended: lists of equal length, over
+    the optimizer steps of the warmup. Empty lists where the schedule has none.
+    """
+
+    step: list[float]
+    mean: list[float]
+    sd: list[float]
+
+
+class RunRecord(_Row):
+    """One finished run.
+
+    Accuracies are fractions in [0, 1]. ``cell`` is the hash of everything that decides the result.
+    ``point`` tells a grid arm's points apart ("" where an arm has one). ``peak_lr`` is the learning
+    rate from which the decay started; ``switch_step`` the optimizer step at which the warmup ended;
+    ``rolled_back_to`` the step whose weights were put back, or -1. ``device_seconds`` = seconds in the
+    loop times workers, restarts included.
+    """
+
+    cell: str
+    study: str
+    arm: str
+    point: str
+    batch_size: int
+    seed: int
+    task: str
+    model: str
+    optimizer: str
+    schedule: str
+    workers: int
+    device: str
+    epochs: int
+    total_steps: int
+    peak_lr: float
+    warmup_fraction: float
+    switch_step: int
+    verdict: str
+    rolled_back_to: int
+    train_loss: float
+    validation_accuracy: float
+    test_accuracy: float
+    device_seconds: float
+    startup_seconds: float
+    restarts: int
+    finished_at: str
+    versions: dict[str, str]
+    epoch_rows: list[EpochRow]
+    trace: Trace
+    receipts: list[ReceiptRow]
+    posterior: Posterior
+
+
+def write_record(record: RunRecord, folder: Path) -> Path:
+    """Write ``folder/<cell>.json`` whole or not at all, and durably; its path."""
+    path = folder / f"{record.cell}.json"
+    write_atomically(path, record.model_dump_json().encode(), durable=True)
+    return path
