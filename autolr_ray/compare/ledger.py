@@ -1,0 +1,194 @@
+"""Where finished runs are kept: a folder of one file per cell while a sweep runs, then one Parquet file.
+
+Both forms carry every field of :class:`RunRecord` exactly, NaN and infinities included, and both are
+written so that a reader never sees half a file.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from autolr_ray.files import write_atomically
+from autolr_ray.train.record import RunRecord, write_record
+
+_TEXT, _INTEGER, _NUMBER = pa.string(), pa.int64(), pa.float64()
+
+
+def _struct(**fields: Any) -> Any:
+    return pa.struct([pa.field(name, kind, nullable=False) for name, kind in fields.items()])
+
+
+def _items(kind: Any) -> Any:
+    return pa.list_(pa.field("item", kind, nullable=False))
+
+
+_COLUMNS = {
+    "cell": _TEXT,
+    "study": _TEXT,
+    "arm": _TEXT,
+    "point": _TEXT,
+    "batch_size": _INTEGER,
+    "seed": _INTEGER,
+    "task": _TEXT,
+    "model": _TEXT,
+    "optimizer": _TEXT,
+    "schedule": _TEXT,
+    "workers": _INTEGER,
+    "device": _TEXT,
+    "epochs": _INTEGER,
+    "total_steps": _INTEGER,
+    "peak_lr": _NUMBER,
+    "warmup_fraction": _NUMBER,
+    "switch_step": _INTEGER,
+    "verdict": _TEXT,
+    "rolled_back_to": _INTEGER,
+    "train_loss": _NUMBER,
+    "validation_accuracy": _NUMBER,
+    "test_accuracy": _NUMBER,
+    "device_seconds": _NUMBER,
+    "startup_seconds": _NUMBER,
+    "restarts": _INTEGER,
+    "finished_at": _TEXT,
+    "versions": pa.map_(_TEXT, _TEXT),
+    "epoch_rows": _items(
+        _struct(
+            epoch=_INTEGER,
+            step=_INTEGER,
+            lr=_NUMBER,
+            train_loss=_NUMBER,
+            validation_accuracy=_NUMBER,
+            seconds=_NUMBER,
+        )
+    ),
+    "trace": _struct(step=_items(_INTEGER), lr=_items(_NUMBER), loss=_items(_NUMBER)),
+    "receipts": _items(
+        _struct(
+            step=_INTEGER,
+            lr=_NUMBER,
+            verdict=_TEXT,
+            reason=_TEXT,
+            probability=_NUMBER,
+            positives=_INTEGER,
+            argmin_step=_INTEGER,
+            argmin_lr=_NUMBER,
+        )
+    ),
+    "posterior": _struct(step=_items(_NUMBER), mean=_items(_NUMBER), sd=_items(_NUMBER)),
+}
+
+SCHEMA = pa.schema(
+    [pa.field(name, kind, nullable=False) for name, kind in _COLUMNS.items()],
+    metadata={"autolr_ray.ledger": "1"},
+)
+
+_SAFE_CELL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def write_ledger(records: Sequence[RunRecord], path: Path) -> None:
+    """Write all runs to one Parquet file, replacing it in one move.
+
+    Rows are sorted by study, arm, point, batch size, seed and cell, so that the same runs in any order
+    give the same file. An empty ledger is a valid file of zero rows.
+
+    Raises:
+        ValueError: two records carry the same cell.
+    """
+    ordered = sorted(records, key=lambda r: (r.study, r.arm, r.point, r.batch_size, r.seed, r.cell))
+    seen: set[str] = set()
+    for record in ordered:
+        if record.cell in seen:
+            raise ValueError(f"records: cell {record.cell!r} occurs twice; a ledger holds one run per cell")
+        seen.add(record.cell)
+    table = pa.Table.from_pylist([_row(record) for record in ordered], schema=SCHEMA)
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd")
+    write_atomically(path, buffer.getvalue().to_pybytes())
+
+
+def read_ledger(path: Path) -> list[RunRecord]:
+    """Read the runs that :func:`write_ledger` wrote, in its order.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a ledger, or one that another version wrote.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no ledger at {path}")
+    try:
+        table = pq.read_table(pa.BufferReader(path.read_bytes()))
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is not a Parquet file: {error}") from error
+    if set(table.column_names) != set(_COLUMNS):
+        odd = sorted(set(table.column_names) ^ set(_COLUMNS))
+        raise ValueError(f"{path} is not a ledger of this version: columns {', '.join(odd)} differ")
+    rows = table.to_pylist()
+    return [RunRecord.model_validate({**row, "versions": dict(row["versions"])}) for row in rows]
+
+
+class RunStore:
+    """A folder with one JSON file per finished cell, written by whichever worker ran it.
+
+    The folder may be shared by many workers: each file is written once, in one move, and has reached
+    the disk when :meth:`write` returns. A cell is finished exactly when its file can be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+
+    def path(self, cell: str) -> Path:
+        """The file of one cell.
+
+        Raises:
+            ValueError: ``cell`` is not a plain file name of letters, digits, dot, dash and underscore.
+        """
+        if not _SAFE_CELL.fullmatch(cell):
+            raise ValueError(f"cell {cell!r} is not a plain name of letters, digits, '.', '-' and '_'")
+        return self.folder / f"{cell}.json"
+
+    def write(self, record: RunRecord) -> None:
+        """Keep one finished run. A second write of the same cell replaces the first."""
+        write_record(record, self.path(record.cell).parent)
+
+    def read_all(self) -> list[RunRecord]:
+        """Every finished run, sorted by cell. A file that is none is skipped with a ``RuntimeWarning``."""
+        if not self.folder.is_dir():
+            return []
+        records = []
+        for path in sorted(self.folder.glob("*.json")):
+            try:
+                record = RunRecord.model_validate_json(path.read_bytes())
+            except FileNotFoundError:  # moved away between listing and reading
+                continue
+            except (OSError, ValidationError) as error:
+                reason = str(error).splitlines()[0]
+                _warn(f"{path} holds no readable run record and is skipped, its cell runs again ({reason})")
+                continue
+            if record.cell != path.stem:
+                _warn(f"{path} holds the run of another cell, {record.cell!r}, and is skipped")
+                continue
+            records.append(record)
+        return records
+
+    def finished(self) -> set[str]:
+        """The cells that need not run again. Files are read, not listed: a damaged one does not count."""
+        return {record.cell for record in self.read_all()}
+
+
+def _row(record: RunRecord) -> dict[str, Any]:
+    row = record.model_dump()
+    # A map's order is part of a Parquet file; sorted, the same run always gives the same bytes.
+    row["versions"] = sorted(record.versions.items())
+    return row
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=3)

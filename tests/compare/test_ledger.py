@@ -1,0 +1,146 @@
+"""The ledger and the run store give back what they were given, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import warnings
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from synthetic import changed, run, study
+
+from autolr_ray.compare.ledger import RunStore, read_ledger, write_ledger
+from autolr_ray.files import write_atomically
+from autolr_ray.train.record import Posterior, RunRecord, Trace
+
+
+def content(record: RunRecord) -> str:
+    """NaN equals NaN here, unlike in a comparison of floats."""
+    return json.dumps(json.loads(record.model_dump_json()), sort_keys=True)
+
+
+@pytest.fixture
+def odd() -> RunRecord:
+    """A run that diverged, with every float that is hard to carry and empty lists."""
+    return changed(
+        run("auto_warmup", "", 64, 3, 0.1, 0.1),
+        train_loss=math.nan,
+        test_accuracy=-0.0,
+        peak_lr=5e-324,
+        device_seconds=0.1 + 0.2,
+        trace=Trace(step=[0, 1, 2], lr=[0.1, math.inf, 0.0], loss=[math.nan, math.inf, -math.inf]),
+        posterior=Posterior(step=[], mean=[], sd=[]),
+        epoch_rows=[],
+        receipts=[],
+        versions={},
+        arm='näme "with" <odd> signs',
+    )
+
+
+def test_round_trip_is_exact(tmp_path: Path, odd: RunRecord) -> None:
+    records = [*study(batch_sizes=(64, 128), seeds=(0, 1)), odd]
+    write_ledger(records, tmp_path / "new" / "ledger.parquet")
+    back = read_ledger(tmp_path / "new" / "ledger.parquet")
+    assert sorted(map(content, back)) == sorted(map(content, records))
+    assert math.copysign(1, next(r for r in back if r.cell == odd.cell).test_accuracy) == -1
+
+
+def test_empty_ledger(tmp_path: Path) -> None:
+    write_ledger([], tmp_path / "ledger.parquet")
+    assert read_ledger(tmp_path / "ledger.parquet") == []
+
+
+def test_order_of_the_records_does_not_matter(tmp_path: Path) -> None:
+    records = study(batch_sizes=(64,), seeds=(1, 0))
+    write_ledger(records, tmp_path / "a.parquet")
+    write_ledger(random.Random(0).sample(records, len(records)), tmp_path / "b.parquet")
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["a.parquet", "b.parquet"]  # no temporary left
+
+
+def test_nested_columns_can_be_read_without_this_package(tmp_path: Path, odd: RunRecord) -> None:
+    write_ledger([odd], tmp_path / "ledger.parquet")
+    table = pq.read_table(tmp_path / "ledger.parquet", columns=["trace"])
+    assert table.column("trace").to_pylist()[0]["step"] == [0, 1, 2]
+
+
+def test_the_schema_has_every_field_of_the_record(tmp_path: Path) -> None:
+    write_ledger([], tmp_path / "ledger.parquet")
+    assert pq.read_table(tmp_path / "ledger.parquet").column_names == list(RunRecord.model_fields)
+
+
+def test_one_cell_twice_is_refused(tmp_path: Path, odd: RunRecord) -> None:
+    with pytest.raises(ValueError, match="occurs twice"):
+        write_ledger([odd, odd], tmp_path / "ledger.parquet")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_ledger_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no ledger"):
+        read_ledger(tmp_path / "none.parquet")
+    (tmp_path / "text.parquet").write_text("hello")
+    with pytest.raises(ValueError, match="not a Parquet file"):
+        read_ledger(tmp_path / "text.parquet")
+    write_ledger([], tmp_path / "ledger.parquet")
+    table = pq.read_table(tmp_path / "ledger.parquet").drop_columns(["seed"])
+    pq.write_table(table, tmp_path / "other.parquet")
+    with pytest.raises(ValueError, match="seed"):
+        read_ledger(tmp_path / "other.parquet")
+
+
+def test_store_round_trip(tmp_path: Path, odd: RunRecord) -> None:
+    store = RunStore(tmp_path / "runs")
+    assert store.read_all() == []
+    assert store.finished() == set()
+    records = [odd, run("auto_warmup", "", 64, 0, 0.1, 0.1)]
+    for record in records:
+        store.write(record)
+    store.write(odd)  # again: replaces
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        back = store.read_all()
+    assert [content(r) for r in back] == [content(r) for r in sorted(records, key=lambda r: r.cell)]
+    assert store.finished() == {r.cell for r in records}
+    assert sorted(p.name for p in store.folder.iterdir()) == sorted(f"{r.cell}.json" for r in records)
+    assert store.path(odd.cell).is_file()
+
+
+def test_damaged_and_foreign_files_are_reported_and_skipped(tmp_path: Path, odd: RunRecord) -> None:
+    store = RunStore(tmp_path)
+    store.write(odd)
+    text = store.path(odd.cell).read_text()
+    (tmp_path / "half.json").write_text(text[: len(text) // 2])
+    (tmp_path / "empty.json").write_text("")
+    (tmp_path / "foreign.json").write_text('{"some": "thing"}')
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "copy.json").write_text(text)  # a record under another cell's name
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / ".other.json.x.tmp").write_text("a worker killed while it wrote")
+    with pytest.warns(RuntimeWarning) as seen:
+        assert store.finished() == {odd.cell}
+    told = [str(w.message) for w in seen]
+    for name in ("half", "empty", "foreign", "binary", "copy", "folder"):
+        assert sum(f"{name}.json" in message for message in told) == 1
+    assert len(told) == 6
+
+
+@pytest.mark.parametrize("cell", ["", "../up", "a/b", ".hidden", "a\x00b", "a b"])
+def test_a_cell_must_be_a_plain_name(tmp_path: Path, cell: str) -> None:
+    with pytest.raises(ValueError, match="plain name"):
+        RunStore(tmp_path).path(cell)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_atomically(tmp_path / "file", b"old")
+
+    def broken(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("autolr_ray.compare.ledger.os.replace", broken)
+    with pytest.raises(OSError, match="no space"):
+        write_atomically(tmp_path / "file", b"new", durable=True)
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 1
