@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from autolr_ray.schedule.base import Loss, Schedule, require_finite
 from autolr_ray.schedule.decay import Decay
+from autolr_ray.schedule.look_inside import plot, receipts_frame
 from autolr_ray.schedule.pending import PendingLosses, from_rank_zero, is_distributed
 from autolr_ray.schedule.receipt import Receipt
-from autolr_ray.schedule.rollback import SnapshotStore
+from autolr_ray.schedule.rollback import PLACES, HasState, SnapshotStore
 from autolr_ray.schedule.rules import get_rule
 from autolr_ray.schedule.switch import Evidence, SwitchRule, Verdict, decide
+from autolr_ray.schedule.trace import LossTrace
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 FALLBACKS = ("argmin", "keep")
 _SNAPSHOTS_PER_WARMUP = 64
@@ -40,13 +46,17 @@ class AutoWarmup(Schedule):
         model: the network, for the rollback; None: no rollback.
         rollback: put weights and optimizer state back to the snapshot nearest the minimum when the
             warmup ends. Default: whenever ``model`` is given.
+        scaler: a ``torch.amp.GradScaler`` (or anything with ``state_dict`` and ``load_state_dict``) to be
+            rolled back with the model.
+        snapshot_device: where the (at most three) snapshots wait: "host" (pinned memory when the model is
+            on a GPU) or "device".
         rule: "robust", "paper" (the original rule), or a ``SwitchRule``.
         decay: "cosine", "constant-then-cosine" or a function (see ``decay``).
         fallback: when the longest warmup is over without a verdict: "argmin" goes back to the learning
             rate of the lowest loss, "keep" (the original's way) decays from the highest.
         min_lr, max_lr: where the rise starts and ends, 0 < min_lr < max_lr.
         max_warmup_fraction: longest warmup as a share of ``total_steps``, in (0, 1].
-        final_lr: the learning rate after the last step, >= 0.
+        final_lr: the learning rate after the last step, in [0, max_lr].
         distributed: whether to share decisions through ``torch.distributed``'s default group.
             Default: whenever it has several processes.
 
@@ -55,6 +65,7 @@ class AutoWarmup(Schedule):
         switch_step: the optimizer steps done when the warmup ended; None during the warmup.
         rolled_back_to: the step whose weights were put back; None without a rollback.
         receipts: a :class:`Receipt` for every test, oldest first.
+        trace: the warmup's losses, thinned.
 
     Raises:
         ValueError: a setting outside its bounds, by name; a loss with more than one element.
@@ -80,6 +91,8 @@ class AutoWarmup(Schedule):
         steps_per_epoch: int | None = None,
         model: nn.Module | None = None,
         rollback: bool | None = None,
+        scaler: HasState | None = None,
+        snapshot_device: str = "host",
         rule: str | SwitchRule = "robust",
         decay: str | Decay = "cosine",
         fallback: str = "argmin",
@@ -94,15 +107,20 @@ class AutoWarmup(Schedule):
         require_finite("min_lr", min_lr, above=0.0)
         if min_lr >= max_lr:
             raise ValueError(f"min_lr: {min_lr:g} is not allowed; it must be below max_lr ({max_lr:g})")
+        require_finite("final_lr", final_lr, low=0.0, high=max_lr)
         require_finite("max_warmup_fraction", max_warmup_fraction, above=0.0, high=1.0)
         if fallback not in FALLBACKS:
             raise ValueError(f"fallback: {fallback!r} is not allowed; allowed: {', '.join(FALLBACKS)}")
-        if steps_per_epoch is not None and (not isinstance(steps_per_epoch, int) or steps_per_epoch < 1):
+        if steps_per_epoch is not None and (type(steps_per_epoch) is not int or steps_per_epoch < 1):
             raise ValueError(
                 f"steps_per_epoch: {steps_per_epoch!r} is not allowed; it must be an integer >= 1"
             )
         if rollback and model is None:
             raise ValueError("rollback: True is not allowed without model, whose weights are put back")
+        if snapshot_device not in PLACES:
+            raise ValueError(
+                f"snapshot_device: {snapshot_device!r} is not allowed; allowed: {', '.join(PLACES)}"
+            )
         self.min_lr, self.max_lr = float(min_lr), float(max_lr)
         self.fallback = fallback
         self.warmup_steps = max(1, int(total_steps * max_warmup_fraction))
@@ -114,12 +132,13 @@ class AutoWarmup(Schedule):
         self._snapshots: SnapshotStore | None = None
         self._snapshot_every = self.warmup_steps
         if model is not None and rollback is not False:
-            self._snapshots = SnapshotStore(model, optimizer)
+            self._snapshots = SnapshotStore(model, optimizer, scaler=scaler, place=snapshot_device)
             self._snapshot_every = math.ceil(self.warmup_steps / _SNAPSHOTS_PER_WARMUP)
         self.peak_lr: float | None = None
         self.switch_step: int | None = None
         self.rolled_back_to: int | None = None
         self.receipts: list[Receipt] = []
+        self.trace = LossTrace()
         self._last_look = 0
         self._next_look = self._look_after(0)
         self._set_lr(self._lr())
@@ -143,12 +162,24 @@ class AutoWarmup(Schedule):
             self._look()
         self._set_lr(self._lr())
 
-    def _lr(self) -> float:
-        if self.last_epoch >= self.total_steps:
+    def lr_at(self, step: int) -> float:
+        """The learning rate that optimizer step ``step`` runs at, as decided so far; no ratios applied."""
+        if step >= self.total_steps:
             return self.final_lr
-        if self.peak_lr is None or self.switch_step is None:
-            return self._warmup_lr(self.last_epoch)
-        return self._decayed(self.peak_lr, self.switch_step)
+        if self.peak_lr is None or self.switch_step is None or step < self.switch_step:
+            return self._warmup_lr(step)
+        return self._decayed(self.peak_lr, self.switch_step, step)
+
+    def plot(self) -> Figure:
+        """Losses, posterior, learning rate and tests as a matplotlib figure (see ``look_inside``)."""
+        return plot(self)
+
+    def receipts_frame(self) -> pd.DataFrame:
+        """The receipts as a pandas data frame, one row a test."""
+        return receipts_frame(self)
+
+    def _lr(self) -> float:
+        return self.lr_at(self.last_epoch)
 
     def _warmup_lr(self, step: float) -> float:
         rise = math.log(self.max_lr / self.min_lr) * step / self.warmup_steps
@@ -163,7 +194,9 @@ class AutoWarmup(Schedule):
         """Read the waiting losses; test, take a snapshot, end the warmup, as the step demands."""
         step = self.last_epoch
         distributed = is_distributed(self._distributed)
-        self.rule.observe(self._pending.drain(distributed=distributed), self.warmup_steps)
+        losses = self._pending.drain(distributed=distributed)
+        self.trace.update(losses)
+        self.rule.observe(losses, self.warmup_steps)
         exhausted = step >= self.warmup_steps
         is_test = exhausted or step % self._test_every == 0
         receipt = self._judge(step, exhausted) if is_test else self._glance(step)
@@ -250,6 +283,7 @@ class AutoWarmup(Schedule):
             "pending": self._pending.tensor().cpu(),
             "rule": self.rule.state_dict(),
             "receipts": [receipt.to_dict() for receipt in self.receipts],
+            "trace": self.trace.state_dict(),
             "snapshots": self._snapshots.state_dict() if self._snapshots is not None else None,
         }
 
@@ -265,6 +299,7 @@ class AutoWarmup(Schedule):
         self._pending.fill(state_dict["pending"].tolist())
         self.rule.load_state_dict(state_dict["rule"])
         self.receipts = [Receipt.from_dict(receipt) for receipt in state_dict["receipts"]]
+        self.trace.load_state_dict(state_dict["trace"])
         if self._snapshots is not None:
             self._snapshots.load_state_dict(state_dict["snapshots"])
         self._set_lr(self._lr())

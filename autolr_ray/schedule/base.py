@@ -68,9 +68,9 @@ class Schedule(LRScheduler):
             )
         self.last_epoch += 1
 
-    def _decayed(self, peak_lr: float, start: int) -> float:
-        """The learning rate at the present step of a decay from ``peak_lr`` at step ``start``."""
-        factor = self._decay(self.last_epoch / self.total_steps, start / self.total_steps)
+    def _decayed(self, peak_lr: float, start: int, step: int) -> float:
+        """The learning rate at ``step`` of a decay from ``peak_lr`` at step ``start``."""
+        factor = self._decay(step / self.total_steps, start / self.total_steps)
         return self.final_lr + (peak_lr - self.final_lr) * factor
 
     def _set_lr(self, lr: float) -> None:
@@ -135,14 +135,21 @@ def _group_ratios(optimizer: Optimizer) -> list[float]:
 
 
 def require_finite(
-    name: str, value: float, *, low: float = -math.inf, above: float = -math.inf, high: float = math.inf
+    name: str,
+    value: float,
+    *,
+    low: float = -math.inf,
+    above: float = -math.inf,
+    high: float = math.inf,
+    below: float = math.inf,
 ) -> None:
-    """ValueError that names the field unless low <= value <= high, above < value, all finite."""
+    """ValueError that names the field unless low <= value <= high and above < value < below."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and low <= value <= high and value > above):
+    if not (number and math.isfinite(value) and low <= value <= high and above < value < below):
         bounds = [f">= {low:g}"] if low > -math.inf else []
         bounds += [f"> {above:g}"] if above > -math.inf else []
         bounds += [f"<= {high:g}"] if high < math.inf else []
+        bounds += [f"< {below:g}"] if below < math.inf else []
         raise ValueError(
             f"{name}: {value!r} is not allowed; it must be a finite number {' and '.join(bounds)}"
         )

@@ -21,7 +21,7 @@ class LinearWarmup(Schedule):
         peak_lr: the highest learning rate, > 0.
         warmup_fraction: length of the warmup as a share of ``total_steps``, in [0, 1].
         decay: "cosine", "constant-then-cosine" or a function.
-        final_lr: the learning rate after the last step, >= 0.
+        final_lr: the learning rate after the last step, in [0, peak_lr].
 
     Raises:
         ValueError: a setting outside its bounds, by name.
@@ -50,6 +50,7 @@ class LinearWarmup(Schedule):
     ) -> None:
         super().__init__(optimizer, total_steps, decay=decay, final_lr=final_lr)
         require_finite("peak_lr", peak_lr, above=0.0)
+        require_finite("final_lr", final_lr, low=0.0, high=peak_lr)
         require_finite("warmup_fraction", warmup_fraction, low=0.0, high=1.0)
         self.peak_lr = float(peak_lr)
         self.warmup_steps = round(total_steps * warmup_fraction)
@@ -65,7 +66,7 @@ class LinearWarmup(Schedule):
             return self.final_lr
         if self.last_epoch < self.warmup_steps:
             return self.peak_lr * (self.last_epoch + 1) / self.warmup_steps
-        return self._decayed(self.peak_lr, self.warmup_steps)
+        return self._decayed(self.peak_lr, self.warmup_steps, self.last_epoch)
 
     def _settings(self) -> dict[str, Any]:
         return super()._settings() | {"peak_lr": self.peak_lr, "warmup_steps": self.warmup_steps}

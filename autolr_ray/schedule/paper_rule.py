@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from autolr_ray.schedule.base import require_finite
 from autolr_ray.schedule.blas import single_threaded_blas
 from autolr_ray.schedule.smoother import Array, Hyperparameters, LossPosterior, LossSmoother, Spectrum
 from autolr_ray.schedule.switch import Evidence, SwitchRule, judge
@@ -28,6 +29,8 @@ class PaperRule(SwitchRule):
     _NOISE_FLOOR, _JITTER = 1e-4, 1e-4
 
     def __init__(self, *, confidence: float = 0.95, patience: int = 3, lengthscale: float = 0.2) -> None:
+        require_finite("confidence", confidence, above=0.0, below=1.0)
+        require_finite("patience", patience, low=1)
         self.confidence = confidence
         self.patience = patience
         self.smoother = LossSmoother(lengthscale)

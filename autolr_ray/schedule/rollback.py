@@ -6,13 +6,24 @@ not recover. Snapshots hold the model's parameters and buffers and the optimizer
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+PLACES = ("host", "device")
 _NOT_STATE = ("params", "lr", "initial_lr")
+
+
+class HasState(Protocol):
+    """What can be snapshot besides model and optimizer: a gradient scaler, say."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its state."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
+        """Put a state back."""
 
 
 class SnapshotStore:
@@ -24,11 +35,18 @@ class SnapshotStore:
     Args:
         model: whose ``state_dict`` tensors are kept.
         optimizer: whose per-parameter state and group values (except ``lr``) are kept.
+        scaler: whose ``state_dict`` is kept; None: none.
+        place: "host": tensors on a GPU are copied to pinned memory without waiting for the copy;
+            "device": they are cloned where they are.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, *, scaler: HasState | None = None, place: str = "host"
+    ) -> None:
         self._model = model
         self._optimizer = optimizer
+        self._scaler = scaler
+        self._on_host = place == "host"
         self._snapshots: dict[int, dict[str, Any]] = {}
 
     @property
@@ -56,19 +74,34 @@ class SnapshotStore:
         """Free the memory."""
         self._snapshots = {}
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that the snapshots take."""
+        return sum(_nbytes(snapshot) for snapshot in self._snapshots.values())
+
+    def _keep(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        if not self._on_host or value.device.type == "cpu":
+            return value.detach().clone()
+        # In the order of the stream: the next step's kernels start after the copy, the host goes on at once.
+        kept = torch.empty_like(value, device="cpu", pin_memory=value.device.type == "cuda")
+        return kept.copy_(value.detach(), non_blocking=True)
+
     @torch.no_grad()
     def _copy(self) -> dict[str, Any]:
         return {
-            "model": {name: _to_host(value) for name, value in _tensors(self._model).items()},
+            "model": {name: self._keep(value) for name, value in _tensors(self._model).items()},
             "optimizer": [
-                {key: _to_host(value) for key, value in self._optimizer.state.get(parameter, {}).items()}
+                {key: self._keep(value) for key, value in self._optimizer.state.get(parameter, {}).items()}
                 for group in self._optimizer.param_groups
                 for parameter in group["params"]
             ],
             "groups": [
-                {key: _to_host(value) for key, value in group.items() if key not in _NOT_STATE}
+                {key: self._keep(value) for key, value in group.items() if key not in _NOT_STATE}
                 for group in self._optimizer.param_groups
             ],
+            "scaler": self._scaler.state_dict() if self._scaler is not None else None,
         }
 
     @torch.no_grad()
@@ -78,16 +111,20 @@ class SnapshotStore:
             tensor.copy_(snapshot["model"][name])
         states = iter(snapshot["optimizer"])
         for group, kept in zip(self._optimizer.param_groups, snapshot["groups"], strict=True):
+            _drop_new(group, {*kept, *_NOT_STATE})
             _update(group, kept)
             for parameter in group["params"]:
                 state = self._optimizer.state[parameter]
                 kept_state = next(states)
-                for key in [key for key in state if key not in kept_state]:
-                    del state[key]
+                _drop_new(state, set(kept_state))
                 _update(state, kept_state, like=parameter)
+        if self._scaler is not None and snapshot["scaler"] is not None:
+            self._scaler.load_state_dict(snapshot["scaler"])
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and tensors; as large as the snapshots."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # copies may still be under way
         return {"snapshots": dict(self._snapshots)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -100,8 +137,10 @@ def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return dict(model.named_parameters()) | {f"buffer:{name}": b for name, b in model.named_buffers()}
 
 
-def _to_host(value: Any) -> Any:
-    return value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
+def _drop_new(target: dict[str, Any], known: set[str]) -> None:
+    """What the optimizer added after the snapshot, at its first step, goes again."""
+    for key in [key for key in target if key not in known]:
+        del target[key]
 
 
 def _update(target: dict[str, Any], kept: dict[str, Any], like: torch.Tensor | None = None) -> None:
@@ -115,3 +154,10 @@ def _update(target: dict[str, Any], kept: dict[str, Any], like: torch.Tensor | N
             target[key] = value.to(device, copy=True)
         else:
             target[key] = value
+
+
+def _nbytes(value: Any) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(_nbytes(part) for part in parts)
