@@ -178,6 +178,15 @@ class AutoWarmup(Schedule):
         """The receipts as a pandas data frame, one row a test."""
         return receipts_frame(self)
 
+    def synchronize(self) -> None:
+        """Average the losses that wait for the next look over the ranks (one reduction).
+
+        Call it on every rank before rank 0's ``state_dict`` is saved for all of them: without it the
+        others' losses since the last look are lost to the resumed run. Nothing to do on one process.
+        """
+        if self.peak_lr is None and is_distributed(self._distributed):
+            self._pending.fill(self._pending.drain(distributed=True).tolist())
+
     def _lr(self) -> float:
         return self.lr_at(self.last_epoch)
 
@@ -273,7 +282,10 @@ class AutoWarmup(Schedule):
         }  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings and tensors; during the warmup with the snapshots, if any."""
+        """Plain numbers, strings and tensors; during the warmup with the snapshots, if any.
+
+        With several ranks call :meth:`synchronize` first, on all of them.
+        """
         return super().state_dict() | {
             "peak_lr": self.peak_lr,
             "switch_step": self.switch_step,

@@ -60,6 +60,12 @@ class Schedule(LRScheduler):
         """The same; what each group's learning rate is now."""
         return list(self._last_lr)
 
+    def synchronize(self) -> None:
+        """Make the state of every rank that of rank 0: call it on all ranks before rank 0 saves.
+
+        Nothing to do, and no communication, for a schedule that looks at no losses.
+        """
+
     def _advance(self) -> None:
         if self.last_epoch >= self.total_steps:
             raise RuntimeError(

@@ -7,13 +7,17 @@ permutation is cut into batches, each batch into workers' shares, each share int
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from autolr_ray.tasks.task import Batch, Examples, TensorData
 from autolr_ray.train.spec import RunSpec
+
+# Tells seeds of examples from seeds of steps.
+_EXAMPLES = 0x5EED
 
 
 def derive_seed(*parts: int) -> int:
@@ -63,7 +67,8 @@ class TrainBatches:
             for step in indices.to(self._device):
                 yield [self._examples.take(index) for index in step]
             return
-        loader = _loader(self._examples, indices.flatten(0, 1).tolist(), self._spec, self._device)
+        seeded = _Seeded(self._examples, derive_seed(self._spec.seed, epoch, _EXAMPLES))
+        loader = _loader(seeded, indices.flatten(0, 1).tolist(), self._spec, self._device)
         micro_batches = iter(loader)
         for _ in range(self.steps_per_epoch):
             yield [
@@ -71,11 +76,28 @@ class TrainBatches:
             ]  # fmt: skip
 
 
+class _Seeded(Dataset[Any]):
+    """Examples whose random draws (torch's) depend on the epoch's seed and their index alone.
+
+    Not on which process loads them, nor on what was drawn before: a resumed run sees the same crops.
+    """
+
+    def __init__(self, examples: Dataset[Any], seed: int) -> None:
+        self._examples, self._seed = examples, seed
+
+    def __getitem__(self, index: int) -> Any:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self._seed, index))
+            return self._examples[index]
+
+
 def evaluation_batches(
     examples: Examples, spec: RunSpec, rank: int, device: torch.device, size: int = 512
 ) -> Iterator[Batch]:
     """This worker's share of ``examples``, each example on exactly one worker, in batches of ``size``."""
-    mine = torch.arange(rank, len(examples), spec.workers)  # type: ignore[arg-type]
+    mine = torch.arange(len(examples))[rank :: spec.workers]  # type: ignore[arg-type]
+    if not len(mine):
+        return
     chunks = torch.split(mine, size)
     if isinstance(examples, TensorData):
         for index in chunks:

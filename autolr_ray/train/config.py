@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+# Fields that hold one of several kinds of configuration.
+_TAGGED = ("optimizer", "schedule")
+
 
 class Config(BaseModel):
     """A frozen value; an unknown key or a value outside its bounds is a ``ValidationError``."""
@@ -15,12 +18,18 @@ def explain(error: ValidationError) -> str:
     """The error in one line a field: where, what was given, what is allowed."""
     lines = []
     for problem in error.errors():
-        # Tags of unions and names of validators stand between the keys that the user wrote.
-        place = ".".join(str(part) for part in problem["loc"]) or "value"
+        place = ".".join(_keys(problem["loc"])) or "value"
         message = problem["msg"].removeprefix("Value error, ")
         given = problem["input"]
-        shown = "" if isinstance(given, (dict, list)) or repr(given) in message else f" (given: {given!r})"
+        said = problem["type"] in ("value_error", "union_tag_invalid", "missing")
+        shown = "" if said or isinstance(given, (dict, list)) else f" (given: {given!r})"
         if problem["type"] == "extra_forbidden":
             message, shown = "unknown key", ""
         lines.append(f"{place}: {message}{shown}")
     return "\n".join(lines)
+
+
+def _keys(place: tuple[int | str, ...]) -> list[str]:
+    """The keys that the user wrote: pydantic puts a tagged union's tag right after the union's own key."""
+    before = ("", *place)[: len(place)]
+    return [str(part) for part, last in zip(place, before, strict=True) if last not in _TAGGED]

@@ -97,7 +97,11 @@ class _Trainer:
         return self._earlier_seconds + time.perf_counter() - self._began
 
     def state(self) -> State:
-        """All that a later life of this run needs; random draws depend on seed and step alone."""
+        """All that a later life of this run needs; random draws depend on seed and step alone.
+
+        Every rank calls it: ranks exchange what only they know.
+        """
+        self.schedule.synchronize()
         return {
             "cell": self.spec.cell,
             "epochs_done": self.epochs_done,
