@@ -6,6 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from autolr_ray.compare.study import Cell, Study
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -37,57 +41,90 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
 
 def run_compare(options: argparse.Namespace) -> int:
     """Check everything, run the study, write ledger and report; the exit status."""
-    from autolr_ray.compare.study import StudyError, dump_study, load_study
+    from autolr_ray.compare.study import StudyError, load_study
 
     try:
         study = load_study(options.study, data_dir=options.data_dir)
-        cells = study.cells()
         if options.list:
-            for cell in cells:
-                spec = cell.spec
-                print(
-                    f"{spec.cell}  {cell.arm:20s} {cell.point:28s} batch {spec.batch_size}  seed {spec.seed}"
-                )
+            print("\n".join(_line(cell) for cell in study.cells()))
             return EXIT_OK
         folder = _writable(options.results.resolve() / study.name)
     except StudyError as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT
-
-    print(f"{study.name}: {len(cells)} runs into {folder}; importing Ray and PyTorch ...", flush=True)
-    from autolr_ray.compare.ledger import RunStore, write_ledger
-    from autolr_ray.compare.report import console_table, write_report
-    from autolr_ray.compare.sweep import failure_lines, run_sweep
-    from autolr_ray.files import write_atomically
-
-    write_atomically(folder / "study.yaml", dump_study(study).encode())
-    interrupted = False
-    failures = []
     try:
-        failures = run_sweep(study, folder, address=options.address)
+        return _compare(study, folder, options.address)
     except KeyboardInterrupt:
-        interrupted = True
-    wanted = {cell.spec.cell for cell in cells}
-    records = [record for record in RunStore(folder / "cells").read_all() if record.cell in wanted]
-    write_ledger(records, folder / "ledger.parquet")
-    paths = write_report(
-        records, folder, study_name=study.name, margin=study.margin, baseline_arm=study.baseline,
-        candidate_arm=study.candidate, expected_cells=len(cells), data_note=study.note,
+        print(_GO_ON, file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+_GO_ON = "interrupted: finished runs are kept; the same command goes on from here"
+
+
+def _compare(study: Study, folder: Path, address: str | None) -> int:
+    """Run what has no result yet, then write and print what there is; the exit status."""
+    from autolr_ray.compare.ledger import RunStore
+
+    _keep_study(study, folder)
+    wanted = {cell.spec.cell for cell in study.cells()}
+    finished = wanted & RunStore(folder / "cells").finished()
+    interrupted, failures = False, []
+    if finished == wanted:
+        print(f"{study.name}: all {len(wanted)} runs are finished, nothing to run; writing the report again")
+    else:
+        print(f"{study.name}: {len(wanted)} runs into {folder}; importing Ray and PyTorch ...", flush=True)
+        from autolr_ray.compare.cluster import ClusterError
+        from autolr_ray.compare.publish import Publisher
+        from autolr_ray.compare.sweep import failure_lines, run_sweep
+
+        publisher = Publisher(study, folder)
+        try:
+            failures = failure_lines(run_sweep(study, folder, address=address, on_finished=publisher.touch))
+        except ClusterError as error:
+            print(error, file=sys.stderr)
+            return EXIT_BAD_INPUT
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            publisher.close()
+
+    from autolr_ray.compare.publish import publish
+    from autolr_ray.compare.report import console_table
+
+    records, paths = publish(study, folder)
+    table = console_table(
+        records, margin=study.margin, baseline_arm=study.baseline, candidate_arm=study.candidate,
+        expected_cells=len(wanted),
     )  # fmt: skip
-    print()
-    print(
-        console_table(
-            records, margin=study.margin, baseline_arm=study.baseline, candidate_arm=study.candidate,
-            expected_cells=len(cells),
-        )
-    )  # fmt: skip
-    print(f"\nreport: {paths.html}", flush=True)
-    for line in failure_lines(failures):
+    print(f"\n{table}\n\nreport: {paths.html}", flush=True)
+    for line in failures:
         print(line, file=sys.stderr)
     if interrupted:
-        print("interrupted: finished runs are kept; the same command goes on from here", file=sys.stderr)
+        print(_GO_ON, file=sys.stderr)
         return EXIT_INTERRUPTED
     return EXIT_FAILED if failures else EXIT_OK
+
+
+def _line(cell: Cell) -> str:
+    spec = cell.spec
+    return f"{spec.cell}  {cell.arm:20s} {cell.point:28s} batch {spec.batch_size}  seed {spec.seed}"
+
+
+def _keep_study(study: Study, folder: Path) -> None:
+    """Write ``study.yaml`` beside the results; say so where an earlier one was different, and keep it too."""
+    from autolr_ray.compare.study import dump_study
+    from autolr_ray.files import write_atomically
+
+    path, text = folder / "study.yaml", dump_study(study).encode()
+    before = path.read_bytes() if path.is_file() else text
+    if before != text:
+        write_atomically(folder / "study.previous.yaml", before)
+        print(
+            f"{study.name}: the study has changed since its last run here (study.previous.yaml); runs that "
+            "both have are not repeated, runs of the old one are left out of the report"
+        )
+    write_atomically(path, text)
 
 
 def _writable(folder: Path) -> Path:

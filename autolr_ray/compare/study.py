@@ -63,17 +63,10 @@ class Grid(Config):
         return values
 
 
-class AutoArm(Config):
-    """One run for each batch size and seed, no tuning."""
+class Arm(Config):
+    """One schedule, AutoWarmup where none is named: one run for each batch size and seed, no tuning."""
 
-    schedule: AutoWarmupSpec = AutoWarmupSpec()
-    optimizer: OptimizerSpec | None = None
-
-
-class FixedArm(Config):
-    """A schedule with every setting given: one run for each batch size and seed."""
-
-    schedule: ScheduleSpec
+    schedule: ScheduleSpec = AutoWarmupSpec()
     optimizer: OptimizerSpec | None = None
 
 
@@ -123,7 +116,7 @@ class Study(Config):
     optimizer: OptimizerSpec = AdamW()
     batches: Annotated[tuple[Batch, ...], Field(min_length=1)]
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
-    arms: Annotated[dict[Name, AutoArm | GridArm | FixedArm], Field(min_length=1)]
+    arms: Annotated[dict[Name, Arm | GridArm], Field(min_length=1)]
     candidate: str
     baseline: str
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.005
@@ -182,20 +175,21 @@ class Cell(Config):
 
 
 def _arm(name: Any, arm: Any) -> Any:
-    if not isinstance(arm, dict):
+    if isinstance(arm, Config):
         return arm
-    kind: type[Config] = FixedArm
-    if "grid" in arm:
-        kind = GridArm
-    elif not isinstance(arm.get("schedule"), dict) or arm["schedule"].get("kind") == "auto_warmup":
-        kind = AutoArm
+    if not isinstance(arm, dict):
+        raise ValueError(f"{name}: {arm!r} is not allowed; a mapping is needed, {{}} for AutoWarmup as it is")
+    schedule = arm.get("schedule")
+    if isinstance(schedule, dict):
+        arm = {**arm, "schedule": {"kind": "auto_warmup", **schedule}}
+    kind: type[Config] = GridArm if "grid" in arm else Arm
     try:
         return kind.model_validate(arm)
     except ValidationError as error:
         raise ValueError(f"{name}: " + "; ".join(explain(error).splitlines())) from error
 
 
-def _points(arm: AutoArm | GridArm | FixedArm) -> list[tuple[str, ScheduleSpec]]:
+def _points(arm: Arm | GridArm) -> list[tuple[str, ScheduleSpec]]:
     if not isinstance(arm, GridArm):
         return [("", arm.schedule)]
     return [
@@ -229,6 +223,9 @@ def load_study(study: str | Path, *, data_dir: Path | None = None) -> Study:
         raise StudyError(f"{path}: a mapping of keys is needed, this is {type(content).__name__}")
     if data_dir is not None:
         content["data_dir"] = str(data_dir)
+    if isinstance(content.get("data_dir"), str):
+        # The workers' current directory is not this one.
+        content["data_dir"] = str(Path(content["data_dir"]).expanduser().absolute())
     try:
         loaded = Study.model_validate(content)
         check_task(loaded.task, loaded.model, loaded.data_dir)

@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-import logging
 import os
+import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from autolr_ray.compare.callback import ProgressCallback
+from autolr_ray.compare.cluster import cluster
 from autolr_ray.compare.ledger import RunStore
-from autolr_ray.compare.progress import Progress, ProgressCallback, clock, describe, say
+from autolr_ray.compare.progress import Progress, describe, say
 from autolr_ray.compare.study import Cell, Study
+from autolr_ray.train.schedules import LinearWarmupSpec
 from autolr_ray.train.trainer import RunRequest, build_trainer, run_in_process
 
-# The controller of a Ray Train run takes one report a poll; its default of 2 s would rule short epochs.
-_ENVIRONMENT = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "OMP_NUM_THREADS": "1",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-}
-# A nested run's driver only waits: a sliver of the head node, so that its workers can have every CPU.
-_DRIVER_RESOURCES = {"node:__internal_head__": 0.001}
 _WORKER_CPUS = 1
+_HEAD = "node:__internal_head__"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +35,13 @@ class Failure:
     reason: str
 
 
-def run_sweep(study: Study, folder: Path, *, address: str | None = None) -> list[Failure]:
+def run_sweep(
+    study: Study,
+    folder: Path,
+    *,
+    address: str | None = None,
+    on_finished: Callable[[], None] = lambda: None,
+) -> list[Failure]:
     """Run every cell of the study that has no result in ``folder/cells``; the ones that failed.
 
     Args:
@@ -51,106 +49,148 @@ def run_sweep(study: Study, folder: Path, *, address: str | None = None) -> list
         folder: results; Tune's and Train's own files go to ``folder/runs``. Must be reachable from every
             node of the cluster.
         address: the Ray cluster; None: the one this process is on, or a new local one.
+        on_finished: called after each finished run; must return soon and not raise.
 
     Raises:
+        ClusterError: there is no Ray cluster at ``address``.
         KeyboardInterrupt: the sweep was interrupted; finished cells are kept.
     """
     cells = study.cells()
-    store = RunStore(folder / "cells")
-    finished = store.finished()
+    finished = RunStore(folder / "cells").finished()
     progress = Progress(cells, finished)
     pending = [cell for cell in cells if cell.spec.cell not in finished]
     say(f"{study.name}: {len(cells)} runs, {progress.done} of them finished before")
     if not pending:
         return []
-    started_here = _connect(address)
-    try:
-        failures: list[Failure] = []
+    failures: list[Failure] = []
+    with cluster(address, study.task) as resources:
         for workers, group in groupby(pending, key=lambda cell: cell.spec.workers):
-            failures += _run_group(study, list(group), workers, folder, progress)
-        return failures
-    finally:
-        if started_here:
-            ray.shutdown()
+            sweep = _Group(study, list(group), workers, folder, resources)
+            failures += sweep.run(progress, on_finished)
+    return failures
 
 
-def _connect(address: str | None) -> bool:
-    """Join the cluster or start a local one; whether it was this call that connected."""
-    if ray.is_initialized():
-        return False
-    say("starting Ray ...")
-    began = time.monotonic()
-    os.environ.update({key: os.environ.get(key, value) for key, value in _ENVIRONMENT.items()})
-    logging.getLogger("ray").setLevel(logging.WARNING)
-    ray.init(
-        address=address,
-        runtime_env={"env_vars": {key: os.environ[key] for key in _ENVIRONMENT}},
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        # What runs with this process's path must be found by the workers too (a user's own task).
-        namespace="autolr_ray",
-    )
-    resources = ray.cluster_resources()
-    found = ", ".join(f"{resources.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
-    dashboard = ray.get_runtime_context().gcs_address
-    say(f"Ray is up after {clock(time.monotonic() - began)}: {found} ({dashboard})")
-    return True
-
-
-def _run_group(
-    study: Study, cells: list[Cell], workers: int, folder: Path, progress: Progress
-) -> list[Failure]:
+class _Group:
     """Cells of the same size together: Tune then knows how many fit at once, and none waits for ever."""
-    resources = ray.cluster_resources()
-    use_gpu = study.resources.device == "gpu" or (
-        study.resources.device == "auto" and resources.get("GPU", 0) > 0
-    )
-    nested = workers > 1 or study.resources.launcher == "train"
-    concurrency = max_concurrent(resources, workers, use_gpu, study.resources.max_concurrent)
-    progress.expect(workers, concurrency)
-    requests = {
-        cell.spec.cell: RunRequest(
-            spec=cell.spec, study=study.name, arm=cell.arm, point=cell.point, runs_dir=folder / "runs",
-            record_dir=folder / "cells", use_gpu=use_gpu,
+
+    def __init__(
+        self, study: Study, cells: list[Cell], workers: int, folder: Path, resources: dict[str, float]
+    ) -> None:
+        self.cells = {cell.spec.cell: cell for cell in cells}
+        self.workers, self.folder, self.resources = workers, folder.resolve(), resources
+        device, launcher = study.resources.device, study.resources.launcher
+        self.use_gpu = device == "gpu" or (device == "auto" and resources.get("GPU", 0) > 0)
+        self.nested = workers > 1 or launcher == "train"
+        self.concurrency = max_concurrent(resources, workers, self.use_gpu, study.resources.max_concurrent)
+        self.requests = {
+            name: RunRequest(
+                spec=cell.spec, study=study.name, arm=cell.arm, point=cell.point,
+                runs_dir=self.folder / "runs", record_dir=self.folder / "cells", use_gpu=self.use_gpu,
+            )
+            for name, cell in self.cells.items()
+        }  # fmt: skip
+
+    def run(self, progress: Progress, on_finished: Callable[[], None]) -> list[Failure]:
+        """Run the cells; those that have no record afterwards."""
+        progress.expect(self.workers, self.concurrency)
+        if lacking := self._lacking():
+            for cell in self.cells.values():
+                progress.drop(cell)
+            return [Failure(cell=cell, reason=lacking) for cell in self.cells.values()]
+        callback = ProgressCallback(
+            progress,
+            self.cells,
+            waiting=f"no run has begun yet: each needs {self._need()}; `ray status` shows what is free",
+            on_finished=on_finished,
         )
-        for cell in cells
-    }  # fmt: skip
-    texts = {name: request.model_dump_json() for name, request in requests.items()}
-    worker_resources = {"CPU": _WORKER_CPUS} | ({"GPU": 1} if use_gpu else {})
-    search_path = [path for path in sys.path if path and os.path.isdir(path)]
+        name = lambda trial: self.requests[trial.config["run"]["cell"]].name  # noqa: E731
+        results = tune.Tuner(
+            tune.with_resources(self._trainable(), self._trial_resources()),
+            # TensorBoard's HPARAMS page gets a column for each of these.
+            param_space={"run": tune.grid_search([parameters(cell) for cell in self.cells.values()])},
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=self.concurrency,
+                reuse_actors=True,
+                trial_name_creator=name,
+                trial_dirname_creator=name,
+            ),
+            run_config=tune.RunConfig(
+                # The time, because a name that is used again would overwrite what lies there.
+                name=f"tune-{self.workers}-workers-{time.strftime('%Y%m%d-%H%M%S')}",
+                storage_path=str(self.folder / "runs"),
+                failure_config=tune.FailureConfig(max_failures=1),
+                callbacks=[callback],
+                verbose=0,
+            ),
+        ).fit()
+        done = RunStore(self.folder / "cells").finished()
+        missing = [cell for name, cell in self.cells.items() if name not in done]
+        if any(cell.spec.cell not in callback.settled for cell in missing):
+            raise KeyboardInterrupt
+        reasons = {result.config["run"]["cell"]: _reason(result) for result in results if result.error}
+        return [
+            Failure(cell=cell, reason=reasons.get(cell.spec.cell, "it ended without leaving a record"))
+            for cell in missing
+        ]
 
-    def trial(config: dict[str, Any]) -> None:
-        sys.path.extend(path for path in search_path if path not in sys.path)
-        request = RunRequest.model_validate_json(texts[config["cell"]])
-        if nested:
-            build_trainer(request, callbacks=[TuneReportCallback()]).fit()
-        else:
-            run_in_process(request, on_report=lambda row: tune.report(row.model_dump()))
+    def _trainable(self) -> Callable[[dict[str, Any]], None]:
+        """What Tune calls: one run, in this process or as a nested Ray Train run."""
+        texts = {name: request.model_dump_json() for name, request in self.requests.items()}
+        nested = self.nested
+        # What this process can import (a user's own task), the workers can.
+        search_path = [path or os.getcwd() for path in sys.path if os.path.isdir(path or os.getcwd())]
 
-    callback = ProgressCallback(progress, {cell.spec.cell: cell for cell in cells})
-    results = tune.Tuner(
-        tune.with_resources(trial, _DRIVER_RESOURCES if nested else worker_resources),
-        param_space={"cell": tune.grid_search(list(requests))},
-        tune_config=tune.TuneConfig(
-            max_concurrent_trials=concurrency,
-            reuse_actors=not nested,
-            trial_name_creator=lambda trial: requests[trial.config["cell"]].name,
-            trial_dirname_creator=lambda trial: requests[trial.config["cell"]].name,
-        ),
-        run_config=tune.RunConfig(
-            name=f"tune-{workers}-workers-{time.strftime('%Y%m%d-%H%M%S')}",
-            storage_path=str((folder / "runs").resolve()),
-            failure_config=tune.FailureConfig(max_failures=1),
-            callbacks=[callback],
-            verbose=0,
-        ),
-    ).fit()
-    done = RunStore(folder / "cells").finished()
-    missing = [cell for cell in cells if cell.spec.cell not in done]
-    if missing and not results.errors:
-        raise KeyboardInterrupt
-    reasons = {result.config["cell"]: _reason(result.error) for result in results if result.error}
-    return [Failure(cell=cell, reason=reasons.get(cell.spec.cell, "it left no record")) for cell in missing]
+        def trial(config: dict[str, Any]) -> None:
+            sys.path.extend(path for path in search_path if path not in sys.path)
+            request = RunRequest.model_validate_json(texts[config["run"]["cell"]])
+            if nested:
+                build_trainer(request, callbacks=[TuneReportCallback()]).fit()
+            else:
+                run_in_process(request, on_report=lambda row: tune.report(row.model_dump()))
+            if (request.record_dir / f"{request.spec.cell}.json").is_file():
+                # Checkpoints of a finished run are of no more use, and fill disks.
+                shutil.rmtree(request.runs_dir / request.name, ignore_errors=True)
+
+        return trial
+
+    def _worker_resources(self) -> dict[str, float]:
+        return {"CPU": _WORKER_CPUS, **({"GPU": 1} if self.use_gpu else {})}
+
+    def _trial_resources(self) -> dict[str, float]:
+        if not self.nested:
+            return self._worker_resources()
+        # A nested run's driver only waits: a sliver of the head node, so that its workers can have every CPU.
+        return {_HEAD: 0.001} if _HEAD in self.resources else {"CPU": 0.01}
+
+    def _need(self) -> str:
+        return " and ".join(
+            f"{self.workers * amount:g} {kind}s" for kind, amount in self._worker_resources().items()
+        )
+
+    def _lacking(self) -> str:
+        """Why the cells can never run on this cluster; "" where they can, or where nobody knows."""
+        if not self.resources.get("CPU"):
+            return ""  # a cluster whose workers are still to come
+        for kind, amount in self._worker_resources().items():
+            there = self.resources.get(kind, 0.0)
+            if there < self.workers * amount:
+                return f"it needs {self._need()}, the cluster has {there:g} {kind}s"
+        return ""
+
+
+def parameters(cell: Cell) -> dict[str, Any]:
+    """The cell in plain values, for Tune's own files and TensorBoard."""
+    spec, schedule = cell.spec, cell.spec.schedule
+    plain: dict[str, Any] = {
+        "cell": spec.cell,
+        "arm": cell.arm,
+        "batch_size": spec.batch_size,
+        "epochs": spec.epochs,
+        "seed": spec.seed,
+    }
+    if isinstance(schedule, LinearWarmupSpec):
+        plain |= {"peak_lr": schedule.peak_lr, "warmup_fraction": schedule.warmup_fraction}
+    return plain
 
 
 def max_concurrent(resources: dict[str, float], workers: int, use_gpu: bool, limit: int | None = None) -> int:
@@ -167,10 +207,13 @@ def max_concurrent(resources: dict[str, float], workers: int, use_gpu: bool, lim
     return int(max(1, min(room, limit or room)))
 
 
-def _reason(error: BaseException | None) -> str:
-    """The last line of an error that says something: the cause, below Ray's own frames."""
+def _reason(result: tune.Result) -> str:
+    """The last line of an error, which is the cause below Ray's own frames, and where all of it lies."""
+    error = result.error
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    reason = lines[-1] if lines else type(error).__name__
+    traceback = Path(result.path) / "error.txt"
+    return f"{reason} (traceback: {traceback})" if traceback.is_file() else reason
 
 
 def failure_lines(failures: Iterable[Failure]) -> list[str]:

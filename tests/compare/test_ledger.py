@@ -139,7 +139,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     def broken(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr("autolr_ray.compare.ledger.os.replace", broken)
+    monkeypatch.setattr("autolr_ray.files.os.replace", broken)
     with pytest.raises(OSError, match="no space"):
         write_atomically(tmp_path / "file", b"new", durable=True)
     assert (tmp_path / "file").read_bytes() == b"old"

@@ -1,0 +1,153 @@
+"""The Ray that a sweep runs on: join the cluster at hand or start a local one, and what there is on it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from autolr_ray.compare.progress import clock, say
+
+# Set where the user has not set them; they travel to every worker.
+_ENVIRONMENT = {
+    # The controller of a Ray Train run takes one report a poll; its default of 2 s would rule short epochs.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    # `ray list` and the dashboard's API know the nested runs.
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "OMP_NUM_THREADS": "1",
+    # A user's task may open files by paths relative to where the sweep was started.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # The sweep prints the reason of a failure itself; the traceback is in the trial's error.txt.
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+# What Ray says to everybody, and what the sweep says in its own words. Nothing else is held back: above all
+# not the warning that a cluster has no authentication.
+_SAID_OTHERWISE = (
+    "Token authentication is enabled",
+    "Stop signal received",
+    "Experiment has been interrupted",
+    "Trials did not complete",
+)
+_NOISY_LOGGERS = ("ray._private.authentication.authentication_token_setup", "ray.tune.tune")
+
+
+class ClusterError(RuntimeError):
+    """The Ray cluster that was asked for cannot be used; the message is ready to be shown."""
+
+
+@contextmanager
+def cluster(address: str | None, task: str) -> Iterator[dict[str, float]]:
+    """Be connected to Ray inside the block; yields what the cluster has, or can grow to, of each resource.
+
+    Args:
+        address: the cluster; None: the one this machine is part of, or a new local one, which ends with the
+            block.
+        task: a user's own task is sent to the workers of a cluster. On a new local one they find it by
+            themselves, in the directories of this process.
+
+    Raises:
+        ClusterError: there is no cluster at ``address``.
+    """
+    if ray.is_initialized():
+        yield most_resources()
+        return
+    say("starting Ray ...")
+    began = time.monotonic()
+    os.environ.update({key: os.environ.get(key, value) for key, value in _ENVIRONMENT.items()})
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    for name in _NOISY_LOGGERS:
+        logging.getLogger(name).addFilter(_is_news)
+    context = _connect(address, task)
+    try:
+        resources = most_resources()
+        found = ", ".join(f"{resources.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
+        dashboard = getattr(context, "dashboard_url", None)
+        where = f", dashboard at http://{dashboard}" if dashboard else ""
+        say(f"Ray is up after {clock(time.monotonic() - began)}: {found}{where}")
+        yield resources
+    finally:
+        ray.shutdown()
+
+
+def most_resources() -> dict[str, float]:
+    """What the nodes have now, or, where the cluster grows by itself, what it can grow to."""
+    resources: dict[str, float] = dict(ray.cluster_resources())
+    try:
+        from ray._private.state import state
+
+        most = state.get_max_resources_from_cluster_config() or {}
+    except Exception:  # a private function of Ray: without it, what there is now counts
+        most = {}
+    for kind, amount in most.items():
+        resources[kind] = max(resources.get(kind, 0.0), float(amount))
+    return resources
+
+
+def _connect(address: str | None, task: str) -> Any:
+    """Join a cluster, else start a local one; Ray's context."""
+    given = _job_runtime_env()
+    variables = {key: os.environ[key] for key in _ENVIRONMENT if key not in given.get("env_vars", {})}
+    environment: dict[str, Any] = {"env_vars": variables}
+    module = _own_module(task) if _joins(address) else None
+    if module is not None and not given.keys() & {"py_modules", "working_dir"}:
+        environment["py_modules"] = [str(module)]
+    try:
+        # Never "auto": that joins any Ray on this machine, another user's sweep for one.
+        return ray.init(
+            address=address,
+            runtime_env=environment,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            namespace="autolr_ray",
+        )
+    except (ConnectionError, ValueError) as error:
+        asked = address or os.environ.get("RAY_ADDRESS")
+        if not asked:
+            raise
+        reason = " ".join(str(error).split())
+        raise ClusterError(f"address: no Ray cluster can be used at {asked!r} ({reason})") from error
+
+
+def _joins(address: str | None) -> bool:
+    """Whether ``ray.init`` will join a cluster that is up: the rules it has for an address of None."""
+    current = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    return bool(address or os.environ.get("RAY_ADDRESS")) or current.exists()
+
+
+def _job_runtime_env() -> dict[str, Any]:
+    """What ``ray job submit --runtime-env`` has set already: Ray refuses to be told twice."""
+    try:
+        job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+        return dict(job.get("runtime_env") or {})
+    except (ValueError, AttributeError):
+        return {}
+
+
+def _own_module(task: str) -> Path | None:
+    """The file, or the package's folder, of a user's task, unless it is installed like a library."""
+    name = task.partition(":")[0].partition(".")[0]
+    origin = getattr(sys.modules.get(name), "__file__", None)
+    if ":" not in task or origin is None:
+        return None
+    path = Path(origin).resolve()
+    libraries = {Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib", "stdlib")}
+    if any(path.is_relative_to(folder) for folder in libraries):
+        return None
+    return path.parent if path.name == "__init__.py" else path
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_SAID_OTHERWISE)

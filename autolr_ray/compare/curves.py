@@ -1,0 +1,124 @@
+"""Figures of single runs, a panel per batch size: learning rate, loss, and what made the LR turn."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from autolr_ray.compare.scene import BASELINE, CANDIDATE, Scene, arm_handles, key, mark, panels
+
+
+def learning_rates(scene: Scene) -> Figure | None:
+    """LR against step, per batch size: every candidate seed and the baseline's chosen point."""
+
+    def panel(axes: Axes, size: int) -> None:
+        for arm in (scene.baseline, scene.candidate):
+            for r in scene.shown(arm, size):
+                step, lr = np.array(r.trace.step, float), np.array(r.trace.lr, float)
+                lr[~(lr > 0)] = np.nan  # the last LR is exactly 0, which a log axis cannot show
+                if np.isfinite(lr).any():
+                    axes.plot(step, lr, color=scene.colour(r.arm), lw=1.6, alpha=0.75)
+                if r.switch_step >= 0 and r.peak_lr > 0:
+                    axes.plot(r.switch_step, r.peak_lr, **mark(scene.colour(r.arm), "o"))
+        axes.set_yscale("log")
+        peaks = [r.peak_lr for arm in (scene.baseline, scene.candidate) for r in scene.shown(arm, size)]
+        finite = [p for p in peaks if math.isfinite(p) and p > 0]
+        if finite:  # a decay to zero would stretch the axis without end
+            axes.set_ylim(bottom=max(axes.get_ylim()[0], min(finite) / 1000))
+
+    handles = [*arm_handles(scene), key("o", "peak LR, where the decay starts")]
+    return panels(scene, panel, "optimizer step", "learning rate", handles)
+
+
+def losses(scene: Scene) -> Figure | None:
+    """Training loss against step, per batch size, with switch and rollback of the candidate."""
+
+    def panel(axes: Axes, size: int) -> None:
+        first: list[float] = []
+        shown: list[float] = []
+        for arm in (scene.baseline, scene.candidate):
+            for i, r in enumerate(r for r in scene.shown(arm, size) if r.trace.step):
+                step, loss = np.array(r.trace.step, float), np.array(r.trace.loss, float)
+                loss[~np.isfinite(loss)] = np.nan
+                colour = scene.colour(r.arm)
+                if i == 0:
+                    axes.plot(step, loss, color=colour, lw=0.6, alpha=0.3)
+                smooth = _running_mean(loss, max(1, len(loss) // 100))
+                axes.plot(step, smooth, color=colour, lw=1.6, alpha=0.85)
+                seen = loss[np.isfinite(loss)]
+                first += seen[: max(1, len(seen) // 20)].tolist()
+                shown += seen.tolist()
+                if arm == scene.candidate and r.switch_step >= 0:
+                    axes.axvline(r.switch_step, color="#222222", lw=1, ls="--", alpha=0.6)
+                    if r.rolled_back_to >= 0:
+                        axes.axvspan(r.rolled_back_to, r.switch_step, color=colour, alpha=0.12, lw=0)
+        if shown:
+            # A loss that blew up leaves the picture at 1.5 times where training began.
+            top = min(max(shown), 1.5 * float(np.median(first)))
+            bottom = min(shown) if min(shown) > top / 2 else min(0.0, *shown)
+            axes.set_ylim(bottom, max(top * 1.05, bottom + 1e-6))
+
+    handles = [
+        *arm_handles(scene),
+        Line2D([], [], color="#222222", ls="--", lw=1, label="switch"),
+        Patch(color=CANDIDATE, alpha=0.2, label="steps rolled back"),
+    ]
+    return panels(scene, panel, "optimizer step", "training loss", handles)
+
+
+def posterior(scene: Scene) -> Figure | None:
+    """What the scheduler saw when it switched: losses of the warmup and the posterior, first seed."""
+    sizes = [
+        s for s in scene.batch_sizes if (runs := scene.shown(scene.candidate, s)) and runs[0].posterior.step
+    ]
+    if not sizes:
+        return None
+
+    def panel(axes: Axes, size: int) -> None:
+        r = scene.shown(scene.candidate, size)[0]
+        colour = scene.colour(r.arm)
+        x, mean, sd = (np.array(v, float) for v in (r.posterior.step, r.posterior.mean, r.posterior.sd))
+        step, loss = np.array(r.trace.step, float), np.array(r.trace.loss, float)
+        seen = (step <= max(x.max(), r.switch_step)) & np.isfinite(loss)
+        axes.plot(step[seen], loss[seen], ".", color="#777777", ms=4, alpha=0.8)
+        axes.fill_between(x, mean - 2 * sd, mean + 2 * sd, color=colour, alpha=0.2, lw=0)
+        axes.plot(x, mean, color=colour, lw=2)
+        receipt = r.receipts[-1] if r.receipts else None
+        low = (
+            receipt.argmin_step
+            if receipt
+            else float(x[int(np.nanargmin(np.where(np.isfinite(mean), mean, np.inf)))])
+        )
+        axes.plot(low, np.interp(low, x, mean), **mark(BASELINE, "v", 10))
+        if r.switch_step >= 0:
+            axes.axvline(r.switch_step, color="#222222", lw=1.2, ls="--")
+        finite = np.concatenate([loss[seen], (mean - 2 * sd)[np.isfinite(mean - 2 * sd)]])
+        if finite.size:
+            bottom, top = float(finite.min()), float(np.quantile(finite, 0.99))
+            axes.set_ylim(bottom - 0.05 * (top - bottom) - 1e-9, top + 0.1 * (top - bottom) + 1e-9)
+        axes.set_title(f"seed {r.seed}: peak LR {r.peak_lr:.2g}", loc="right", fontsize=10, weight="normal")
+
+    handles = [
+        Line2D([], [], color="#777777", marker=".", ls="", label="loss of a step"),
+        Line2D([], [], color=CANDIDATE, lw=2, label="posterior mean"),
+        Patch(color=CANDIDATE, alpha=0.2, label="± 2 standard deviations"),
+        Line2D([], [], **mark(BASELINE, "v", 10), ls="", label="minimum"),
+        Line2D([], [], color="#222222", ls="--", label="switch"),
+    ]
+    return panels(scene, panel, "optimizer step of the warmup", "training loss", handles, sizes)
+
+
+def _running_mean(values: np.ndarray[Any, Any], half: int) -> np.ndarray[Any, Any]:
+    """Centred mean over the finite values of a window; NaN where it has none."""
+    known = np.isfinite(values)
+    kernel = np.ones(2 * half + 1)
+    total = np.convolve(np.where(known, values, 0.0), kernel)[half : half + len(values)]
+    count = np.convolve(known.astype(float), kernel)[half : half + len(values)]
+    # Where the value itself is missing the line breaks: a diverged run must not look finished.
+    return np.where(known, total / np.maximum(count, 1.0), np.nan)

@@ -1,0 +1,122 @@
+"""What the statistics say, as values: verdicts, intervals, tunings, summaries, comparisons.
+
+Accuracies are fractions in [0, 1], costs device-seconds. "Per seed" means what one result costs
+somebody with one seed: one run, or one pass over the grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Verdict(Enum):
+    """What the paired differences say. The values are the sentences users read."""
+
+    BETTER = "Better: the whole interval lies above zero."
+    EQUIVALENT = "Equivalent: the whole interval lies within the margin."
+    WORSE = "Worse: the whole interval lies below zero."
+    UNDECIDED = "Undecided: the runs leave room for both; more seeds would narrow the interval."
+
+    @property
+    def word(self) -> str:
+        """The verdict in one lower-case word."""
+        return self.name.lower()
+
+
+class Edge(Enum):
+    """Where in its grid the chosen peak LR lies. The values are the sentences users read."""
+
+    INSIDE = "inside the grid"
+    LOWEST = "the lowest peak LR of the grid: a lower one might do better"
+    HIGHEST = "the highest peak LR of the grid: a higher one might do better"
+    ONLY = "the only peak LR of the grid: others might do better"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A mean and its two-sided interval; bounds are NaN where one value, or NaN, gives none."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridPoint:
+    """One point of a grid at one batch size, as the choice sees it: no test accuracy, on purpose.
+
+    ``ineligible`` says why the point could not be chosen, "" where it could.
+    """
+
+    point: str
+    peak_lr: float
+    warmup_fraction: float
+    seeds: tuple[int, ...]
+    validation: Interval
+    device_seconds: float
+    ineligible: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """How one grid arm was tuned at one batch size. ``points`` ascend in peak LR."""
+
+    arm: str
+    batch_size: int
+    points: tuple[GridPoint, ...]
+    chosen: GridPoint | None
+    edge: Edge
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmSummary:
+    """One arm at one batch size. Of a grid arm, the chosen point's runs are the reported ones.
+
+    ``seconds_reported`` and ``seconds_all`` are device-seconds summed over the reported runs and over
+    every run of the arm, tuning included; the ``..._per_seed`` fields are per result (module docstring).
+    """
+
+    arm: str
+    batch_size: int
+    point: str
+    seeds: tuple[int, ...]
+    validation: Interval
+    test: Interval
+    peak_lrs: tuple[float, ...]
+    switch_steps: tuple[int, ...]
+    runs_all: int
+    runs_per_seed: int
+    seconds_reported: float
+    seconds_all: float
+    seconds_reported_per_seed: float
+    seconds_per_seed: float
+
+    @property
+    def n_seeds(self) -> int:
+        """How many seeds the means are over."""
+        return len(self.seeds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Candidate minus baseline in test accuracy at one batch size, paired over the common seeds.
+
+    ``difference`` is the mean with its t-interval, from which the verdict follows; ``bootstrap_low`` and
+    ``bootstrap_high`` (BCa; NaN below five seeds) are there to check it against. ``runs_to_match``: how
+    many grid runs, drawn at random, must be paid until the best of them is expected to reach the
+    candidate's validation accuracy; None where the whole grid does not, or the baseline is no grid.
+    """
+
+    batch_size: int
+    candidate: ArmSummary
+    baseline: ArmSummary
+    seeds: tuple[int, ...]
+    candidate_test: float
+    baseline_test: float
+    difference: Interval
+    bootstrap_low: float
+    bootstrap_high: float
+    margin: float
+    verdict: Verdict
+    runs_to_match: int | None
