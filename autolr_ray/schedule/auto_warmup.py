@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
+from autolr_ray.schedule import look_inside
 from autolr_ray.schedule.base import Loss, Schedule, require_finite
 from autolr_ray.schedule.decay import Decay
-from autolr_ray.schedule.look_inside import plot, receipts_frame
 from autolr_ray.schedule.pending import PendingLosses, from_rank_zero, is_distributed
 from autolr_ray.schedule.receipt import Receipt
 from autolr_ray.schedule.rollback import PLACES, HasState, SnapshotStore
 from autolr_ray.schedule.rules import get_rule
 from autolr_ray.schedule.switch import Evidence, SwitchRule, Verdict, decide
 from autolr_ray.schedule.trace import LossTrace
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
 
 FALLBACKS = ("argmin", "keep")
 _SNAPSHOTS_PER_WARMUP = 64
@@ -170,13 +166,8 @@ class AutoWarmup(Schedule):
             return self._warmup_lr(step)
         return self._decayed(self.peak_lr, self.switch_step, step)
 
-    def plot(self) -> Figure:
-        """Losses, posterior, learning rate and tests as a matplotlib figure (see ``look_inside``)."""
-        return plot(self)
-
-    def receipts_frame(self) -> pd.DataFrame:
-        """The receipts as a pandas data frame, one row a test."""
-        return receipts_frame(self)
+    plot = look_inside.plot
+    receipts_frame = look_inside.receipts_frame
 
     def synchronize(self) -> None:
         """Average the losses that wait for the next look over the ranks (one reduction).

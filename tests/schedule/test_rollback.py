@@ -1,0 +1,224 @@
+"""Snapshots: which are kept, which is put back, and that it is put back bit for bit and in place."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from schedule_helpers import (
+    OPTIMIZERS,
+    assert_same,
+    backward_on_batch,
+    everything,
+    saved_and_loaded,
+    small_net,
+)
+from torch import nn
+
+from autolr_ray.schedule.rollback import SnapshotStore
+
+
+def trained(name="adamw", batch_norm=True, steps=0):
+    model = small_net(batch_norm)
+    optimizer = OPTIMIZERS[name](model.parameters())
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01
+    for step in range(steps):
+        backward_on_batch(model, step)
+        optimizer.step()
+    return model, optimizer
+
+
+def go_on(model, optimizer, steps, first=100):
+    for step in range(first, first + steps):
+        backward_on_batch(model, step)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("batch_norm", [False, True], ids=["plain", "batch_norm"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("before", [1, 3])
+def test_everything_is_put_back_and_training_repeats_itself(name, batch_norm, before):
+    model, optimizer = trained(name, batch_norm, steps=before)
+    store = SnapshotStore(model, optimizer)
+    store.take(before, 0.0)
+    kept = everything(model, optimizer)
+    go_on(model, optimizer, 4)
+    after = everything(model, optimizer)
+    assert any(not torch.equal(kept[key], after[key]) for key in kept if key.startswith("model."))
+    assert store.restore(before) == before
+    assert_same(everything(model, optimizer), kept)
+    go_on(model, optimizer, 4)
+    assert_same(everything(model, optimizer), after)
+
+
+@pytest.mark.parametrize("batch_norm", [False, True], ids=["plain", "batch_norm"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_snapshot_from_before_the_optimizers_first_step(name, batch_norm):
+    """Mixed precision skips first steps: the optimizer has no state yet, nor the counter in its group."""
+    model, optimizer = trained(name, batch_norm)
+    store = SnapshotStore(model, optimizer)
+    store.take(1, 0.0)
+    kept = everything(model, optimizer)
+    go_on(model, optimizer, 3)
+    after = everything(model, optimizer)
+    store.restore(1)
+    assert_same(everything(model, optimizer), kept)
+    go_on(model, optimizer, 3)
+    assert_same(everything(model, optimizer), after)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_tensors_stay_where_they_are(name):
+    model, optimizer = trained(name, steps=2)
+    store = SnapshotStore(model, optimizer)
+    store.take(2, 0.0)
+    go_on(model, optimizer, 1)
+
+    def pointers():
+        tensors = [*model.parameters(), *model.buffers()]
+        for state in optimizer.state.values():
+            tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
+        return [tensor.data_ptr() for tensor in tensors]
+
+    before = pointers()
+    store.restore(2)
+    assert pointers() == before
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizer_state_that_is_gone_comes_back(name):
+    model, optimizer = trained(name, steps=2)
+    store = SnapshotStore(model, optimizer)
+    store.take(2, 0.0)
+    kept = everything(model, optimizer)
+    for _ in range(2):
+        optimizer.state.clear()
+        store.restore(2)
+        assert_same(everything(model, optimizer), kept)
+        go_on(model, optimizer, 1)  # must not reach into the snapshot
+
+
+def test_learning_rates_are_left_alone_and_other_group_values_are_not():
+    model, optimizer = trained("sgd_momentum", steps=1)
+    store = SnapshotStore(model, optimizer)
+    store.take(1, 0.0)
+    optimizer.param_groups[0].update(lr=0.5, initial_lr=0.7, momentum=0.1)
+    store.restore(1)
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["initial_lr"], group["momentum"]) == (0.5, 0.7, 0.9)
+
+
+def test_buffers_that_checkpoints_leave_out_and_frozen_and_tied_parameters():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].weight = model[0].weight
+    model[0].bias.requires_grad_(False)
+    model.register_buffer("counter", torch.zeros(3), persistent=False)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    store = SnapshotStore(model, optimizer)
+    store.take(1, 0.0)
+    kept = everything(model, optimizer)
+    with torch.no_grad():
+        model.counter.add_(1.0)
+        model[0].bias.add_(1.0)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    store.restore(1)
+    assert_same(everything(model, optimizer), kept)
+    assert model[1].weight is model[0].weight
+
+
+def test_a_snapshot_is_a_copy_and_can_be_put_back_twice():
+    model, optimizer = trained(steps=2)
+    store = SnapshotStore(model, optimizer)
+    store.take(2, 0.0)
+    kept = everything(model, optimizer)
+    for _ in range(2):
+        go_on(model, optimizer, 2)
+        store.restore(2)
+        assert_same(everything(model, optimizer), kept)
+
+
+def filled(takes):
+    """A store over a one-number model whose value tells the step."""
+    model = nn.Linear(1, 1, bias=False)
+    store = SnapshotStore(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    for step, argmin in takes:
+        nn.init.constant_(model.weight, float(step))
+        store.take(step, argmin)
+    return store, model
+
+
+def test_while_the_loss_falls_only_the_newest_two_are_left():
+    takes = [(step, step - 1.0) for step in range(1, 9)]
+    store, _ = filled(takes)
+    assert store.steps == [7, 8]
+
+
+def test_both_sides_of_a_minimum_that_is_passed_are_kept():
+    store, _ = filled([(5, 4.0), (10, 9.0), (15, 12.0), (20, 12.0), (25, 12.5), (30, 12.0)])
+    assert store.steps == [10, 15, 30]
+
+
+def test_a_snapshot_at_the_minimum_is_before_it():
+    store, _ = filled([(5, 4.0), (10, 10.0), (15, 10.0), (20, 10.0)])
+    assert store.steps == [10, 15, 20]
+
+
+@pytest.mark.parametrize(
+    ("argmin", "expected"), [(0.0, 10), (12.4, 10), (12.5, 10), (12.6, 15), (22.5, 15), (29.0, 30)]
+)
+def test_the_nearest_is_put_back_the_earlier_of_two(argmin, expected):
+    store, model = filled([(5, 4.0), (10, 9.0), (15, 12.0), (20, 12.0), (30, 12.0)])
+    assert store.steps == [10, 15, 30]
+    assert store.restore(argmin) == expected
+    assert model.weight.item() == expected
+    assert store.steps == [10, 15, 30]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(0.0, 1.0), min_size=1, max_size=25))
+def test_property_at_most_three_and_always_the_newest(shares):
+    takes = [(3 * (i + 1), share * 3 * (i + 1)) for i, share in enumerate(shares)]
+    store, model = filled(takes)
+    assert len(store.steps) <= 3
+    assert store.steps[-1] == takes[-1][0]
+    step = store.restore(takes[-1][1])
+    assert step in store.steps
+    assert model.weight.item() == step
+
+
+@settings(max_examples=60, deadline=None)
+@given(every=st.integers(1, 5), number=st.integers(1, 25), lowest=st.floats(0.0, 60.0))
+def test_property_a_minimum_that_is_seen_at_once_gets_the_nearest_snapshot_of_all(every, number, lowest):
+    takes = [(every * (i + 1), min(lowest, every * (i + 1) - 1.0)) for i in range(number)]
+    store, _ = filled(takes)
+    final = takes[-1][1]
+    assert store.restore(final) == min(
+        (step for step, _ in takes), key=lambda step: (abs(step - final), step)
+    )
+
+
+def test_nothing_to_put_back():
+    store, model = filled([])
+    value = model.weight.item()
+    assert store.restore(3.0) is None
+    assert model.weight.item() == value
+    store.take(1, 0.0)
+    store.clear()
+    assert store.steps == []
+    assert store.restore(1.0) is None
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_state_round_trip(name):
+    model, optimizer = trained(name, steps=3)
+    store = SnapshotStore(model, optimizer)
+    store.take(3, 1.0)
+    kept = everything(model, optimizer)
+    state = saved_and_loaded(store.state_dict())
+    go_on(model, optimizer, 2)
+    fresh = SnapshotStore(model, optimizer)
+    fresh.load_state_dict(state)
+    assert fresh.steps == [3]
+    fresh.restore(3)
+    assert_same(everything(model, optimizer), kept)
