@@ -44,7 +44,7 @@ class AutoWarmup(Schedule):
             warmup ends. Default: whenever ``model`` is given.
         scaler: a ``torch.amp.GradScaler`` (or anything with ``state_dict`` and ``load_state_dict``) to be
             rolled back with the model.
-        snapshot_device: where the (at most three) snapshots wait: "host" (pinned memory when the model is
+        snapshot_device: where the (at most five) snapshots wait: "host" (pinned memory when the model is
             on a GPU) or "device".
         rule: "robust", "paper" (the original rule), or a ``SwitchRule``.
         decay: "cosine", "constant-then-cosine" or a function (see ``decay``).
@@ -207,7 +207,7 @@ class AutoWarmup(Schedule):
         if receipt.verdict.ends_warmup:
             receipt = self._switch(receipt)
         elif self._snapshots is not None and step % self._snapshot_every == 0:
-            self._snapshots.take(step, receipt.argmin_step)
+            self._snapshots.take(step, receipt.argmin_step, receipt.earliest_step)
         if is_test:
             self.receipts.append(receipt)
 
@@ -229,7 +229,8 @@ class AutoWarmup(Schedule):
 
     def _glance(self, step: int) -> Receipt:
         """Between tests: where the minimum is now, for the choice of snapshots."""
-        evidence = dataclasses.replace(Evidence.none(), argmin=self.rule.argmin())
+        argmin, earliest = self.rule.minimum()
+        evidence = dataclasses.replace(Evidence.none(), argmin=argmin, earliest=earliest)
         return self._receipt(step, evidence, Verdict.RISING, self._positives)
 
     def _receipt(self, step: int, evidence: Evidence, verdict: Verdict, positives: int) -> Receipt:
@@ -242,6 +243,7 @@ class AutoWarmup(Schedule):
             positives=positives,
             argmin_step=argmin_step,
             argmin_lr=self._warmup_lr(argmin_step),
+            earliest_step=min(evidence.earliest * step, argmin_step),
             outputscale=evidence.hyper.outputscale,
             noise=evidence.hyper.noise,
             prior_mean=evidence.hyper.mean,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from autolr_ray.schedule.smoother import Array
 from autolr_ray.schedule.switch import RECEIPT_POINTS, Verdict
 
 _VERDICTS = list(Verdict)
-_SCALARS = 11
+_SCALARS = 12
 VECTOR_LENGTH = _SCALARS + 2 * RECEIPT_POINTS
 
 
@@ -28,6 +29,7 @@ class Receipt:
         positives: positive tests in a row, this one counted.
         argmin_step: the step at which the posterior mean is lowest.
         argmin_lr: the learning rate of that step.
+        earliest_step: the first step at which it may be as low (one-sd bands overlap).
         rolled_back_to: the step whose weights were put back, or -1.
         outputscale, noise, prior_mean: the posterior's hyperparameters.
         mean, sd: the posterior on even points of [0, step], [points] float64.
@@ -41,6 +43,7 @@ class Receipt:
     argmin_step: float
     argmin_lr: float
     rolled_back_to: int = -1
+    earliest_step: float = math.nan
     outputscale: float
     noise: float
     prior_mean: float
@@ -56,7 +59,7 @@ class Receipt:
         """[VECTOR_LENGTH] float64: what rank 0 sends to the others."""
         scalars = [
             self.step, self.lr, _VERDICTS.index(self.verdict), self.probability, self.positives,
-            self.argmin_step, self.argmin_lr, self.rolled_back_to,
+            self.argmin_step, self.argmin_lr, self.rolled_back_to, self.earliest_step,
             self.outputscale, self.noise, self.prior_mean,
         ]  # fmt: skip
         return torch.from_numpy(np.concatenate([scalars, self.mean, self.sd]))
@@ -67,12 +70,12 @@ class Receipt:
         values = vector.detach().cpu().numpy().astype(np.float64)
         (
             step, lr, verdict, probability, positives, argmin_step, argmin_lr, rolled_back_to,
-            scale, noise, mean,
+            earliest, scale, noise, mean,
         ) = values[:_SCALARS]  # fmt: skip
         return cls(
             step=int(step), lr=float(lr), verdict=_VERDICTS[int(verdict)], probability=float(probability),
             positives=int(positives), argmin_step=float(argmin_step), argmin_lr=float(argmin_lr),
-            rolled_back_to=int(rolled_back_to),
+            rolled_back_to=int(rolled_back_to), earliest_step=float(earliest),
             outputscale=float(scale), noise=float(noise), prior_mean=float(mean),
             mean=values[_SCALARS:-RECEIPT_POINTS].copy(), sd=values[-RECEIPT_POINTS:].copy(),
         )  # fmt: skip

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 PLACES = ("host", "device")
+CAPACITY = 5
 _NOT_STATE = ("params", "lr", "initial_lr")
 
 
@@ -27,10 +28,11 @@ class HasState(Protocol):
 
 
 class SnapshotStore:
-    """At most three snapshots: the ones on either side of the loss minimum, and the newest.
+    """At most five snapshots, spread over the steps at which the loss may have been lowest.
 
-    As the estimate of the minimum moves forward the older ones go; while the loss still falls only
-    the newest two are left.
+    The estimate of the minimum moves as losses come in, back as well as forward along a flat bottom. Kept
+    are the newest, the one nearest the minimum, the last one before the earliest step that may be the
+    minimum, and of those between as many as there is room for, evenly; older ones go.
 
     Args:
         model: whose ``state_dict`` tensors are kept.
@@ -54,13 +56,24 @@ class SnapshotStore:
         """The optimizer steps that have a snapshot, ascending."""
         return sorted(self._snapshots)
 
-    def take(self, step: int, argmin_step: float) -> None:
-        """Keep the present state as that after ``step`` optimizer steps, drop what is not needed."""
+    def take(self, step: int, argmin_step: float, earliest_step: float | None = None) -> None:
+        """Keep the present state as that after ``step`` optimizer steps, drop what is not needed.
+
+        Args:
+            step: later than any before.
+            argmin_step: where the loss is lowest, as far as is known now.
+            earliest_step: the first step that may be as low, <= ``argmin_step``; default: the same.
+        """
+        earliest = argmin_step if earliest_step is None else min(earliest_step, argmin_step)
+        before = [s for s in self.steps if s <= earliest]
+        kept = [*before[-1:], *(s for s in self.steps if s > earliest), step]
+        nearest = min(kept, key=lambda s: (abs(s - argmin_step), s))
+        while len(kept) > CAPACITY:
+            # The one whose neighbours are closest to each other is missed least.
+            spans = {s: kept[i + 2] - kept[i] for i, s in enumerate(kept[1:-1]) if s != nearest}
+            kept.remove(min(spans, key=lambda s: (spans[s], s)))
+        self._snapshots = {s: kept_state for s, kept_state in self._snapshots.items() if s in kept}
         self._snapshots[step] = self._copy()
-        before = [s for s in self.steps if s <= argmin_step]
-        after = [s for s in self.steps if s > argmin_step]
-        keep = {step, *before[-1:], *after[:1]}
-        self._snapshots = {s: kept for s, kept in self._snapshots.items() if s in keep}
 
     def restore(self, argmin_step: float) -> int | None:
         """Put back the snapshot nearest ``argmin_step`` in place; its step, or None without one."""

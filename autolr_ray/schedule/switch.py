@@ -58,6 +58,7 @@ class Evidence:
         positive: the test says that the minimum is passed.
         probability: the largest posterior probability of any earlier point being below the last.
         argmin: where the posterior mean is lowest, a share of the steps so far, in [0, 1].
+        earliest: the first point that may be as low: one-sd bands of the two overlap.
         mean, sd: the posterior on even points of the steps so far, [RECEIPT_POINTS].
         hyper: what the posterior was made with.
     """
@@ -65,6 +66,7 @@ class Evidence:
     positive: bool
     probability: float
     argmin: float
+    earliest: float
     mean: Array
     sd: Array
     hyper: Hyperparameters
@@ -74,7 +76,10 @@ class Evidence:
         """Before the first finite loss: not positive, and the minimum at the start."""
         unknown = np.full(RECEIPT_POINTS, math.nan)
         hyper = Hyperparameters(outputscale=math.nan, noise=math.nan, mean=math.nan)
-        return cls(positive=False, probability=math.nan, argmin=0.0, mean=unknown, sd=unknown, hyper=hyper)
+        return cls(
+            positive=False, probability=math.nan, argmin=0.0, earliest=0.0,
+            mean=unknown, sd=unknown, hyper=hyper,
+        )  # fmt: skip
 
 
 def decide(
@@ -130,14 +135,14 @@ class SwitchRule(ABC):
     def hyperparameters(self, spectrum: Spectrum) -> Hyperparameters:
         """What a look between tests uses."""
 
-    def argmin(self) -> float:
-        """Where the posterior mean is lowest now, between tests; 1.0 before any finite loss."""
+    def minimum(self) -> tuple[float, float]:
+        """Between tests: ``argmin`` and ``earliest`` (see :class:`Evidence`); 1.0 before any finite loss."""
         if not self.smoother.count:
-            return 1.0
+            return 1.0, 1.0
         spectrum = self.smoother.spectrum()
         with single_threaded_blas():
-            mean = LossPosterior(spectrum, self.hyperparameters(spectrum)).mean(GRID)
-        return float(GRID[np.argmin(mean)])
+            mean, sd, _ = LossPosterior(spectrum, self.hyperparameters(spectrum)).on_grid(GRID)
+        return _minimum(mean, sd)
 
     @abstractmethod
     def settings(self) -> dict[str, float | int | str]:
@@ -160,11 +165,19 @@ def judge(
         mean, sd, variance = posterior.on_grid(GRID)
     deviation = np.sqrt(np.maximum(variance + jitter, 1e-300))
     probability = float(ndtr((mean[-1] - margin - mean[:-1]) / deviation[:-1]).max())
+    argmin, earliest = _minimum(mean, sd)
     return Evidence(
         positive=probability > confidence,
         probability=probability,
-        argmin=float(GRID[np.argmin(mean)]),
+        argmin=argmin,
+        earliest=earliest,
         mean=np.interp(_RECEIPT_GRID, GRID, mean),
         sd=np.interp(_RECEIPT_GRID, GRID, sd),
         hyper=posterior.hyper,
     )
+
+
+def _minimum(mean: Array, sd: Array) -> tuple[float, float]:
+    lowest = int(np.argmin(mean))
+    earliest = int(np.argmax(mean - sd <= mean[lowest] + sd[lowest]))
+    return float(GRID[lowest]), float(GRID[earliest])

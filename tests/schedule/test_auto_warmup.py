@@ -379,7 +379,7 @@ def test_the_end_of_the_warmup_is_no_test_of_the_rules():
 def test_receipts_survive_vectors_and_dictionaries(verdict):
     receipt = Receipt(
         step=7, lr=0.1, verdict=verdict, probability=NAN, positives=2, argmin_step=3.25, argmin_lr=0.01,
-        rolled_back_to=4, outputscale=1.5, noise=0.25, prior_mean=-2.0,
+        rolled_back_to=4, earliest_step=1.5, outputscale=1.5, noise=0.25, prior_mean=-2.0,
         mean=np.arange(RECEIPT_POINTS) / 3.0, sd=np.arange(RECEIPT_POINTS) / 7.0,
     )  # fmt: skip
     assert receipt.to_vector().shape == (VECTOR_LENGTH,)
@@ -388,7 +388,10 @@ def test_receipts_survive_vectors_and_dictionaries(verdict):
         Receipt.from_dict(saved_and_loaded(receipt.to_dict())),
     ):
         assert_same(twin.to_vector(), receipt.to_vector())
-        for field in ("step", "lr", "verdict", "positives", "argmin_step", "argmin_lr", "rolled_back_to"):
+        for field in (
+            "step", "lr", "verdict", "positives", "argmin_step", "argmin_lr", "rolled_back_to",
+            "earliest_step",
+        ):  # fmt: skip
             assert getattr(twin, field) == getattr(receipt, field)
             assert type(getattr(twin, field)) is type(getattr(receipt, field))
         assert (twin.outputscale, twin.noise, twin.prior_mean) == (1.5, 0.25, -2.0)

@@ -1,5 +1,7 @@
 """Snapshots: which are kept, which is put back, and that it is put back bit for bit and in place."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -156,7 +158,29 @@ def test_while_the_loss_falls_only_the_newest_two_are_left():
 
 def test_both_sides_of_a_minimum_that_is_passed_are_kept():
     store, _ = filled([(5, 4.0), (10, 9.0), (15, 12.0), (20, 12.0), (25, 12.5), (30, 12.0)])
-    assert store.steps == [10, 15, 30]
+    assert store.steps == [10, 15, 20, 25, 30]
+
+
+@pytest.mark.parametrize(("argmin", "expected"), [(20.0, [10, 14, 20, 25, 40]), (12.5, [10, 12, 20, 25, 40])])
+def test_room_is_made_evenly_never_at_the_minimum_nor_the_ends(argmin, expected):
+    """Six for five places: 12 has the closest neighbours, 10 and 14; where it is the nearest, 14 has."""
+    store, _ = filled([])
+    for step in (10, 12, 14, 20, 25):
+        store.take(step, step - 0.5, 10.0)
+    store.take(40, argmin, 10.0)
+    assert store.steps == expected
+
+
+def test_steps_that_may_be_the_minimum_are_covered():
+    """Along a flat bottom the estimate goes back: a snapshot near it must be there still."""
+    store, _ = filled([])
+    for step in range(5, 105, 5):
+        store.take(step, step - 1.0, 30.0)
+    steps = store.steps
+    assert steps[0] == 30
+    assert steps[-1] == 100
+    assert len(steps) == 5
+    assert max(b - a for a, b in itertools.pairwise(steps)) <= 40
 
 
 def test_a_snapshot_at_the_minimum_is_before_it():
@@ -168,7 +192,7 @@ def test_a_snapshot_at_the_minimum_is_before_it():
     ("argmin", "expected"), [(0.0, 10), (12.4, 10), (12.5, 10), (12.6, 15), (22.5, 15), (29.0, 30)]
 )
 def test_the_nearest_is_put_back_the_earlier_of_two(argmin, expected):
-    store, model = filled([(5, 4.0), (10, 9.0), (15, 12.0), (20, 12.0), (30, 12.0)])
+    store, model = filled([(5, 4.0), (10, 9.0), (15, 12.0), (30, 12.0)])
     assert store.steps == [10, 15, 30]
     assert store.restore(argmin) == expected
     assert model.weight.item() == expected
@@ -177,10 +201,10 @@ def test_the_nearest_is_put_back_the_earlier_of_two(argmin, expected):
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(0.0, 1.0), min_size=1, max_size=25))
-def test_property_at_most_three_and_always_the_newest(shares):
+def test_property_at_most_five_and_always_the_newest(shares):
     takes = [(3 * (i + 1), share * 3 * (i + 1)) for i, share in enumerate(shares)]
     store, model = filled(takes)
-    assert len(store.steps) <= 3
+    assert len(store.steps) <= 5
     assert store.steps[-1] == takes[-1][0]
     step = store.restore(takes[-1][1])
     assert step in store.steps

@@ -221,7 +221,7 @@ def test_paper_rule_is_the_originals_test(name):
         assert evidence.positive == (probability > 0.95)
         assert curve[np.searchsorted(GRID, evidence.argmin)] <= curve.min() + 1e-6
         assert evidence.argmin == pytest.approx(GRID[np.argmin(curve)], abs=1.01 * GRID[1])
-        assert rule.argmin() == evidence.argmin
+        assert rule.minimum() == (evidence.argmin, evidence.earliest)
 
 
 def test_paper_rule_starts_from_the_originals_hyperparameters():
@@ -329,7 +329,7 @@ def test_rules_continue_from_a_saved_state_bit_for_bit(name, cut):
     state = saved_and_loaded(first.state_dict())
     second = get_rule(name)
     second.load_state_dict(state)
-    assert second.argmin() == first.argmin()
+    assert second.minimum() == first.minimum()
     assert_same(
         as_plain(evidence_of(first, losses[cut:], 3, 128)),
         as_plain(evidence_of(second, losses[cut:], 3, 128)),
@@ -354,9 +354,9 @@ def test_rules_survive_non_finite_losses_anywhere(name, bad):
 @pytest.mark.parametrize("name", RULE_NAMES)
 def test_rules_without_a_finite_loss_have_no_argmin(name):
     rule = get_rule(name)
-    assert rule.argmin() == 1.0
+    assert rule.minimum() == (1.0, 1.0)
     rule.observe(np.full(3, math.nan), 100)
-    assert rule.argmin() == 1.0
+    assert rule.minimum() == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("name", RULE_NAMES)
