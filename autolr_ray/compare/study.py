@@ -14,7 +14,7 @@ from autolr_ray.tasks import check_task
 from autolr_ray.train.config import Config, explain
 from autolr_ray.train.optimizers import AdamW, OptimizerSpec
 from autolr_ray.train.schedules import AutoWarmupSpec, LinearWarmupSpec, ScheduleSpec
-from autolr_ray.train.spec import PositiveInt, RunSpec
+from autolr_ray.train.spec import PositiveInt, RunSpec, require_divisible
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$", max_length=60)]
 
@@ -40,12 +40,7 @@ class Batch(Config):
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
-        parts = self.workers * self.accumulation_steps
-        if self.size % parts:
-            raise ValueError(
-                f"size: {self.size} is not allowed; it must be divisible by workers x accumulation_steps "
-                f"({self.workers} x {self.accumulation_steps} = {parts})"
-            )
+        require_divisible("size", self.size, self.workers, self.accumulation_steps)
         return self
 
 

@@ -16,6 +16,16 @@ from autolr_ray.train.schedules import AutoWarmupSpec, ScheduleSpec
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
+def require_divisible(field: str, batch_size: int, workers: int, accumulation_steps: int) -> None:
+    """ValueError that names ``field`` unless every worker and micro-batch gets the same share."""
+    parts = workers * accumulation_steps
+    if batch_size % parts:
+        raise ValueError(
+            f"{field}: {batch_size} is not allowed; it must be divisible by workers x accumulation_steps "
+            f"({workers} x {accumulation_steps} = {parts})"
+        )
+
+
 class RunSpec(Config):
     """One training run.
 
@@ -46,12 +56,7 @@ class RunSpec(Config):
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
-        parts = self.workers * self.accumulation_steps
-        if self.batch_size % parts:
-            raise ValueError(
-                f"batch_size: {self.batch_size} is not allowed; it must be divisible by workers x "
-                f"accumulation_steps ({self.workers} x {self.accumulation_steps} = {parts})"
-            )
+        require_divisible("batch_size", self.batch_size, self.workers, self.accumulation_steps)
         return self
 
     @property
