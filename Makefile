@@ -6,6 +6,8 @@ VENV ?= .venv
 STUDY ?= quick
 RESULTS ?= results
 PYTEST_ARGS ?=
+# Test files that run side by side; many wait for Ray more than they compute.
+JOBS ?= 2
 
 # One thread per process: a study runs many processes side by side.
 export OMP_NUM_THREADS = 1
@@ -30,7 +32,7 @@ compare: $(STAMP)  ## run experiments/studies/STUDY.yaml and write its report to
 	$(BIN)/python experiments/compare.py --study experiments/studies/$(STUDY).yaml --results $(RESULTS)
 
 test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## check style and types
 	$(BIN)/ruff check .
