@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from autolr_ray.compare.statistics import (
+    FEWEST_SEEDS,
     arms_of,
     check_margin,
     compare,
@@ -123,8 +124,8 @@ class Findings:
                 notes.append(f"{where}: no point could be chosen")
             elif t.edge is not Edge.INSIDE:
                 notes.append(f"{where}: the chosen point has {t.edge.value}")
-        if len(seeds) == 1:
-            notes.append("one seed only: no interval, and so no verdict but undecided")
+        if 0 < len(seeds) < FEWEST_SEEDS:
+            notes.append(f"{len(seeds)} of the {FEWEST_SEEDS} seeds that a verdict takes: so undecided")
         odd = sum(r.cell in self.reported and not math.isfinite(r.test_accuracy) for r in self.runs)
         if odd:
             notes.append(f"{odd} reported runs ended with a test accuracy that is not a number")

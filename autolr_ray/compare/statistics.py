@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 CONFIDENCE = 0.95
+FEWEST_SEEDS = 3
 
 
 def arms_of(records: Iterable[RunRecord]) -> tuple[str, ...]:
@@ -205,6 +206,9 @@ def compare(
 ) -> Comparison | None:
     """Candidate minus tuned baseline at one batch size over their common seeds; None where there is none.
 
+    Undecided with fewer than three seeds: two differences that happen to agree, as accuracies on a finite
+    test set may, would give an interval of no width.
+
     Raises:
         ValueError: ``margin`` is negative or not a number.
     """
@@ -230,7 +234,7 @@ def compare(
         bootstrap_low=low,
         bootstrap_high=high,
         margin=margin,
-        verdict=decide(interval, margin),
+        verdict=decide(interval, margin) if len(seeds) >= FEWEST_SEEDS else Verdict.UNDECIDED,
         runs_to_match=runs_to_match([p.validation.mean for p in tuning.points], mine.validation.mean)
         if is_grid(records, baseline)
         else None,

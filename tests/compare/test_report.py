@@ -123,7 +123,7 @@ def parts(records: list[RunRecord]) -> dict[str, tuple[list[RunRecord], str]]:
         "nothing": ([], "No run has finished"),
         "no baseline": ([r for r in records if r.arm == "auto_warmup"], "no baseline arm"),
         "no candidate": (grid, "no candidate arm"),
-        "one seed": ([r for r in records if r.seed == 0], "one seed only"),
+        "one seed": ([r for r in records if r.seed == 0], "1 of the 3 seeds"),
         "one run": (records[:1], "no baseline arm"),
         "hole": (
             [r for r in records if r.arm != "auto_warmup" or r.batch_size == 128],

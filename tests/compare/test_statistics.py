@@ -205,6 +205,15 @@ def test_no_common_seed_no_comparison() -> None:
     assert compare(shifted, "auto", "grid", 64, margin=0.005) is None
 
 
+def test_two_seeds_that_agree_are_no_verdict() -> None:
+    """An interval of no width from two equal differences: chance, on a finite test set."""
+    for seeds, verdict in ((2, Verdict.UNDECIDED), (3, Verdict.EQUIVALENT)):
+        found = compare(auto([0.689] * seeds) + grid({0.1: [0.7] * seeds}), "auto", "grid", 64, margin=0.005)
+        assert found is not None
+        assert found.difference.high - found.difference.low == pytest.approx(0.0, abs=1e-12)
+        assert found.verdict is verdict
+
+
 def test_one_seed_or_nan_is_undecided() -> None:
     one = compare(auto([0.9]) + grid({0.1: [0.1]}), "auto", "grid", 64, margin=0.005)
     assert one is not None
