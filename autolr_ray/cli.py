@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,7 +49,7 @@ def run_compare(options: argparse.Namespace) -> int:
         if options.list:
             print("\n".join(_line(cell) for cell in study.cells()))
             return EXIT_OK
-        folder = _writable(options.results.resolve() / study.name)
+        folder = _writable(options.results, study.name)
     except StudyError as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -127,10 +128,13 @@ def _keep_study(study: Study, folder: Path) -> None:
     write_atomically(path, text)
 
 
-def _writable(folder: Path) -> Path:
-    """The folder, made; StudyError where it cannot be written to."""
+def _writable(results: Path, name: str) -> Path:
+    """The study's folder in ``results``, made; StudyError where it cannot be written to."""
     from autolr_ray.compare.study import StudyError
 
+    if re.match(r"[a-z0-9]+:/", str(results)):
+        raise StudyError(f"results: {results} is not allowed; a folder that every node has mounted is needed")
+    folder = results.expanduser().resolve() / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"

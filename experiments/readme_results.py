@@ -22,9 +22,10 @@ def section() -> str:
     summary = (STUDY / "summary.md").read_text(encoding="utf-8")
     # The first table is the verdict; the rest is for the report.
     table = summary[summary.index("\n|") + 1 :].split("\n\n")[0].rstrip()
+    headline = summary.split("\n\n")[1]
     return (
         f"![AutoWarmup turns by itself]({folder}/figures/learning_rates.png)\n\n"
-        f"{table}\n\n"
+        f"{headline}\n\n{table}\n\n"
         f"`make compare` on two CPU cores wrote these figures: [summary]({folder}/summary.md), "
         f"[report]({folder}/report.html). Seeds, versions and hardware are in it.\n"
     )

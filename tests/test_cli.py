@@ -109,3 +109,9 @@ def test_interrupted_before_the_first_run(
     monkeypatch.setattr("autolr_ray.cli._compare", interrupted)
     assert compare("--study", "quick", "--results", tmp_path) == 130
     assert "the same command goes on from here" in capsys.readouterr().err
+
+
+def test_an_object_store_is_refused_as_results(capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare("--study", "quick", "--results", "s3://bucket/results") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("results: s3:/bucket/results is not allowed; a folder")

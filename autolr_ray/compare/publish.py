@@ -16,8 +16,10 @@ from autolr_ray.train.record import RunRecord
 def publish(study: Study, folder: Path) -> tuple[list[RunRecord], ReportPaths]:
     """Write ``folder/ledger.parquet`` and the report from the study's cells in ``folder/cells``."""
     cells = study.cells()
-    wanted = {cell.spec.cell for cell in cells}
-    records = [record for record in RunStore(folder / "cells").read_all() if record.cell in wanted]
+    # A run is what its spec says; its labels are the study's, and may have changed since it ran.
+    labels = {c.spec.cell: {"study": study.name, "arm": c.arm, "point": c.point} for c in cells}
+    found = RunStore(folder / "cells").read_all()
+    records = [r.model_copy(update=labels[r.cell]) for r in found if r.cell in labels]
     write_ledger(records, folder / "ledger.parquet")
     paths = write_report(
         records, folder, study_name=study.name, margin=study.margin, baseline_arm=study.baseline,

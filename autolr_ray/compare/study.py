@@ -138,6 +138,13 @@ class Study(Config):
         for field, values in (("seeds", self.seeds), ("batches", [batch.size for batch in self.batches])):
             if len(set(values)) < len(values):
                 raise ValueError(f"{field}: {list(values)} is not allowed; each may occur once")
+        names: dict[str, str] = {}
+        for cell in self.cells():
+            name = f"{cell.arm} {cell.point}".strip()
+            if names.setdefault(cell.spec.cell, name) != name:
+                raise ValueError(
+                    f"arms: {name!r} is not allowed; it is the same run as {names[cell.spec.cell]!r}"
+                )
         if self.resources.launcher == "trial" and any(batch.workers > 1 for batch in self.batches):
             raise ValueError("resources.launcher: 'trial' is not allowed; a batch has several workers")
         return self
@@ -233,7 +240,7 @@ def load_study(study: str | Path, *, data_dir: Path | None = None) -> Study:
 
 def find_study(study: str | Path) -> Path:
     """The file of that path, or the shipped study of that name; StudyError where there is neither."""
-    path = Path(study)
+    path = Path(study).expanduser()
     if path.is_file():
         return path
     shipped = shipped_studies()

@@ -49,6 +49,7 @@ def run(
     launched_at = launched_at or time.time()
     trainer = _Trainer(spec, context)
     trainer.resume()
+    trainer.start_clock()
     startup = trainer.startup_seconds or time.time() - launched_at
     trainer.startup_seconds = startup
     for epoch in range(trainer.epochs_done, spec.epochs):
@@ -67,7 +68,7 @@ class _Trainer:
         if context.world_size != spec.workers:
             raise ValueError(f"workers: {spec.workers} were asked for, {context.world_size} are running")
         self.spec, self.context = spec, context
-        self._began = time.perf_counter()
+        self._began = math.nan
         self._earlier_seconds = 0.0
         self.startup_seconds = 0.0
         self.restarts = 0
@@ -90,6 +91,10 @@ class _Trainer:
             self.optimizer, self.total_steps, self.steps_per_epoch, self.network
         )
         self._generator = torch.Generator(device=context.device)
+
+    def start_clock(self) -> None:
+        """Device time counts from here: imports and loading, which reused processes skip, are start-up."""
+        self._began = time.perf_counter()
 
     @property
     def seconds(self) -> float:

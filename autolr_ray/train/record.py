@@ -64,7 +64,8 @@ class RunRecord(_Row):
     ``point`` tells a grid arm's points apart ("" where an arm has one). ``peak_lr`` is the learning
     rate from which the decay started; ``switch_step`` the optimizer step at which the warmup ended;
     ``rolled_back_to`` the step whose weights were put back, or -1. ``device_seconds`` = seconds in the
-    loop times workers, restarts included.
+    loop (training, evaluation, checkpoints; not ``startup_seconds``) times workers, with those of earlier
+    lives up to the checkpoint that was resumed.
     """
 
     cell: str

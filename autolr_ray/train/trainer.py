@@ -26,7 +26,7 @@ class RunRequest(Config):
         study, arm, point: labels.
         runs_dir: checkpoints go to ``runs_dir/<name>``; reachable from every node.
         record_dir: the finished record goes to ``record_dir/<cell>.json``; likewise.
-        use_gpu: one GPU (or ``gpus_per_worker`` of one) for each worker.
+        use_gpu: one GPU for each worker.
     """
 
     spec: RunSpec

@@ -104,7 +104,7 @@ def test_test_accuracy_of_the_losers_reaches_no_file(tmp_path: Path, records: li
         if path.is_file():
             assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
     assert console_table(records) == console_table(poisoned)
-    assert "not read" in texts(tmp_path / "a")["report.html"]
+    assert "not shown" in texts(tmp_path / "a")["report.html"]
 
 
 def parts(records: list[RunRecord]) -> dict[str, tuple[list[RunRecord], str]]:

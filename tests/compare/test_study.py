@@ -172,7 +172,7 @@ def test_a_cell_is_what_decides_its_result(tmp_path: Path) -> None:
     assert {cell.spec.cell for cell in load_study(write(tmp_path, reordered)).cells()} == cells
     for place, value in {
         ("model",): "cnn",
-        ("optimizer",): {"name": "lamb"},
+        ("optimizer",): {"name": "adamp"},
         ("batches", 0, "epochs"): 3,
     }.items():
         other = load_study(write(tmp_path, changed(*place, to=value))).cells()
