@@ -234,7 +234,7 @@ class AutoWarmup(Schedule):
         return self._receipt(step, evidence, Verdict.RISING, self._positives)
 
     def _receipt(self, step: int, evidence: Evidence, verdict: Verdict, positives: int) -> Receipt:
-        argmin_step = min(evidence.argmin * step, step - 1.0)
+        argmin_step = self.rule.step_of(evidence.argmin, step)
         return Receipt(
             step=step,
             lr=self._warmup_lr(step - 1),
@@ -243,7 +243,7 @@ class AutoWarmup(Schedule):
             positives=positives,
             argmin_step=argmin_step,
             argmin_lr=self._warmup_lr(argmin_step),
-            earliest_step=min(evidence.earliest * step, argmin_step),
+            earliest_step=min(self.rule.step_of(evidence.earliest, step), argmin_step),
             outputscale=evidence.hyper.outputscale,
             noise=evidence.hyper.noise,
             prior_mean=evidence.hyper.mean,

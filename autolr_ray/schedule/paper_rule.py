@@ -71,6 +71,10 @@ class PaperRule(SwitchRule):
         posterior = LossPosterior(spectrum.weighted(weight), self.hyperparameters(spectrum))
         return judge(posterior, confidence=self.confidence, jitter=self._JITTER)
 
+    def step_of(self, position: float, steps: int) -> float:
+        """As the authors' code reads it: the learning rate at x is min_lr * (last lr / min_lr) ** x."""
+        return position * (steps - 1)
+
     def _fit(self, full: Spectrum, weight: float) -> None:
         s = full.weighted(weight)
         gram, losses, ones, rank = s.gram, s.losses, s.ones, len(s.gram)

@@ -144,6 +144,10 @@ class SwitchRule(ABC):
             mean, sd, _ = LossPosterior(spectrum, self.hyperparameters(spectrum)).on_grid(GRID)
         return _minimum(mean, sd)
 
+    def step_of(self, position: float, steps: int) -> float:
+        """The step that ``position`` in [0, 1] of a curve of ``steps`` losses stands for, <= steps - 1."""
+        return min(position * steps, steps - 1.0)
+
     @abstractmethod
     def settings(self) -> dict[str, float | int | str]:
         """What decides the rule's behaviour, to refuse a state that belongs to another."""

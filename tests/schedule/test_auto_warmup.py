@@ -326,7 +326,8 @@ def test_receipts_say_what_was_known_and_decided():
         assert receipt.probability == evidence.probability
         assert receipt.positives == positives
         assert receipt.lr == rates[receipt.step - 1]
-        assert receipt.argmin_step == min(evidence.argmin * receipt.step, receipt.step - 1)
+        # The paper reads a position as a share of the growth so far: (last lr / min_lr) ** x.
+        assert receipt.argmin_step == evidence.argmin * (receipt.step - 1)
         assert receipt.argmin_lr == pytest.approx(1e-4 * (2e4) ** (receipt.argmin_step / 60), rel=1e-12)
         assert (receipt.outputscale, receipt.noise) == (evidence.hyper.outputscale, evidence.hyper.noise)
         assert receipt.prior_mean == evidence.hyper.mean

@@ -563,3 +563,13 @@ def test_replay_of_a_file_without_the_originals_decisions(tmp_path):
     assert summary["inside"] == {"judged": 0, "inside": 0, "share": None}
     assert summary["real"]["curves"] == 0
     assert summary["real"]["missed_share"] is None
+
+
+@pytest.mark.parametrize("steps", [2, 30, 1000])
+def test_positions_are_steps_that_have_run(steps):
+    """The robust rule places a loss where it was seen, the paper's where the authors' formula does."""
+    robust, paper = RobustRule(), PaperRule()
+    assert robust.step_of(0.5, steps) == 0.5 * steps
+    assert paper.step_of(0.5, steps) == 0.5 * (steps - 1)
+    assert robust.step_of(1.0, steps) == paper.step_of(1.0, steps) == steps - 1
+    assert robust.step_of(0.0, steps) == paper.step_of(0.0, steps) == 0.0
