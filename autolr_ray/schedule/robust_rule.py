@@ -168,14 +168,17 @@ class RobustRule(SwitchRule):
         spectrum = self.smoother.spectrum()
         posterior = LossPosterior(spectrum, self.hyperparameters(spectrum))
         with single_threaded_blas():
-            mean, sd, _ = posterior.on_grid(GRID)
+            on_grid = posterior.on_grid(GRID)
+        mean, sd, _ = on_grid
         self._minimum = float((mean + ndtri(self.confidence) * sd).min())
         self._lowest = min(self._lowest, float(mean.min()))
         self._noise = math.sqrt(posterior.hyper.noise)
         if self._steps < self.quiet * self._warmup_steps:
             self._risen = 0.0
         risen = self._risen > max(self.rise, self.long_rise * self._warmup_steps)
-        return dataclasses.replace(judge(posterior, confidence=self.confidence), positive=risen)
+        return dataclasses.replace(
+            judge(posterior, confidence=self.confidence, on_grid=on_grid), positive=risen
+        )
 
     def settings(self) -> dict[str, float | int | str]:
         """Every argument, by name."""

@@ -162,11 +162,21 @@ class SwitchRule(ABC):
 
 
 def judge(
-    posterior: LossPosterior, *, confidence: float, jitter: float = 0.0, margin: float = 0.0
+    posterior: LossPosterior,
+    *,
+    confidence: float,
+    jitter: float = 0.0,
+    margin: float = 0.0,
+    on_grid: tuple[Array, Array, Array] | None = None,
 ) -> Evidence:
-    """P(f_i + margin < f_last) on the grid, its maximum compared with ``confidence``."""
-    with single_threaded_blas():
-        mean, sd, variance = posterior.on_grid(GRID)
+    """P(f_i + margin < f_last) on the grid, its maximum compared with ``confidence``.
+
+    ``on_grid``: ``posterior.on_grid(GRID)``, from a caller that has it already.
+    """
+    if on_grid is None:
+        with single_threaded_blas():
+            on_grid = posterior.on_grid(GRID)
+    mean, sd, variance = on_grid
     deviation = np.sqrt(np.maximum(variance + jitter, 1e-300))
     probability = float(ndtr((mean[-1] - margin - mean[:-1]) / deviation[:-1]).max())
     argmin, earliest = _minimum(mean, sd)
