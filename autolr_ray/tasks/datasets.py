@@ -6,6 +6,7 @@ Nothing here downloads. Files that are missing are an error that names the comma
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -134,6 +135,38 @@ def load_cifar(name: str, data_dir: Path | None) -> Splits:
     return in_memory(*parts)
 
 
+def check_digits(data_dir: Path | None) -> None:
+    """Raise ValueError unless scikit-learn, which carries the images, is installed."""
+    if importlib.util.find_spec("sklearn") is None:
+        raise ValueError(
+            "task: 'digits' is not allowed without scikit-learn, which carries its images; "
+            "pip install scikit-learn"
+        )
+
+
+def load_digits(data_dir: Path | None) -> Splits:
+    """scikit-learn's 1,797 handwritten digits as 1,294 + 144 + 359 images ``[n, 1, 8, 8]``.
+
+    ``data_dir`` is not read. Pixels of 0 to 16 become bytes of 0 to 240.
+
+    Raises:
+        ValueError: scikit-learn is not installed.
+    """
+    check_digits(data_dir)
+    from sklearn import datasets
+
+    found = datasets.load_digits()
+    images = torch.from_numpy((found.images * 15).astype(np.uint8)[:, None])
+    whole = TensorData(inputs=images, targets=torch.from_numpy(found.target.astype(np.int64)))
+    kept, held = hold_out(len(whole), fraction=0.2)
+    train_inputs, train_targets = whole.take(kept)
+    test_inputs, test_targets = whole.take(held)
+    return in_memory(
+        TensorData(inputs=train_inputs, targets=train_targets),
+        TensorData(inputs=test_inputs, targets=test_targets),
+    )
+
+
 def _load_idx(folder: Path) -> Splits:
     train_images, train_labels, test_images, test_labels = (_read_idx_in(folder, name) for name in IDX_FILES)
     for images in (train_images, test_images):
@@ -174,6 +207,7 @@ def _fetch(name: str) -> str:
 
 # Means and standard deviations of the published training images in [0, 1], as commonly rounded.
 _FASHION = Normalise(mean=(0.2860,), std=(0.3530,))
+_DIGITS = Normalise(mean=(0.2877,), std=(0.3537,))  # of the 1,294 training images
 _CIFAR10 = Normalise(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
 _CIFAR100 = Normalise(mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762))
 _IMAGENET = Normalise(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -187,6 +221,15 @@ DATA_SETS = {
         image_size=28,
         default_model="cnn",
         transform=_FASHION,
+    ),
+    "digits": DataSet(
+        load=load_digits,
+        check=check_digits,
+        classes=10,
+        channels=1,
+        image_size=8,
+        default_model="cnn",
+        transform=_DIGITS,
     ),
     "fashion_mnist": DataSet(
         load=load_fashion_mnist,

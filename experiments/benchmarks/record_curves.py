@@ -22,7 +22,7 @@ from autolr_ray.tasks import TensorData, get_task
 from autolr_ray.train import RunSpec
 from autolr_ray.train.batches import TrainBatches, derive_seed
 
-BUDGETS = ((64, 4), (128, 12), (256, 8), (1024, 16), (1024, 40), (4096, 30))  # batch size, epochs
+BUDGETS = ("64x4", "128x12", "256x8", "1024x16", "1024x40", "4096x30")  # batch size x epochs
 
 
 def record(
@@ -73,11 +73,20 @@ def main() -> None:
     parser.add_argument("--task", default="fashion_mnist_subset", help="data set (default: %(default)s)")
     parser.add_argument("--models", nargs="+", default=["cnn", "cnn_bn", "mlp"])
     parser.add_argument("--optimizers", nargs="+", default=["adamw", "adamp", "lamb", "sgd_nesterov"])
+    parser.add_argument(
+        "--budgets",
+        nargs="+",
+        default=BUDGETS,
+        metavar="BATCHxEPOCHS",
+        type=str,
+        help="(default: %(default)s)",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, required=True, help="fresh ones")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     curves = dict(np.load(arguments.out, allow_pickle=False)) if arguments.out.exists() else {}
-    wanted = list(itertools.product(arguments.models, arguments.optimizers, BUDGETS, arguments.seeds))
+    budgets = [tuple(map(int, budget.split("x"))) for budget in arguments.budgets]
+    wanted = list(itertools.product(arguments.models, arguments.optimizers, budgets, arguments.seeds))
     for number, (model, optimizer, (batch_size, epochs), seed) in enumerate(wanted, start=1):
         name = f"{arguments.task}-{model}-{optimizer}-bs{batch_size}-E{epochs}-s{seed}"
         if f"{name}/losses" not in curves:

@@ -3,6 +3,7 @@
 import gzip
 import pickle
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -62,6 +63,30 @@ def write_images(data_dir, classes=("ant", "bee"), train=10, val=3):
                 Image.fromarray(generator.integers(256, size=(60, 80, 3), dtype=np.uint8)).save(
                     folder / f"{i}.jpeg"
                 )
+
+
+def test_digits():
+    from sklearn import datasets
+
+    source = datasets.load_digits()
+    check_task("digits", "mlp", None)
+    splits = get_task("digits").data(None)
+    parts = (splits.train, splits.validation, splits.test)
+    assert [len(part) for part in parts] == [1294, 144, 359]
+    rows = torch.cat([torch.column_stack([part.targets, part.inputs.flatten(1)]) for part in parts])
+    expected = np.column_stack([source.target, (source.images * 15).reshape(len(source.images), -1)])
+    # Every image once, with its own label, whatever the order.
+    assert sorted(rows.tolist()) == sorted(expected.astype(int).tolist())
+    normalised = get_task("digits").transform(splits.train.inputs)
+    assert normalised.mean().abs() < 1e-3
+    assert (normalised.std() - 1).abs() < 1e-3
+
+
+def test_digits_without_scikit_learn(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="task: 'digits' is not allowed without scikit-learn"):
+        check_task("digits", None, None)
 
 
 @pytest.mark.parametrize("place", [".", "FashionMNIST/raw"])

@@ -42,7 +42,7 @@ def current(tmp_path, monkeypatch):
 
 
 def test_names():
-    assert TASKS == ("fashion_mnist_subset", "fashion_mnist", "cifar10", "cifar100", "imagenet")
+    assert TASKS == ("fashion_mnist_subset", "digits", "fashion_mnist", "cifar10", "cifar100", "imagenet")
     assert MODELS == (
         "cnn",
         "cnn_bn",
