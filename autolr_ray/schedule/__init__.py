@@ -3,6 +3,7 @@
 from autolr_ray.schedule.auto_warmup import AutoWarmup
 from autolr_ray.schedule.base import Schedule
 from autolr_ray.schedule.decay import DECAYS, constant_then_cosine, cosine
+from autolr_ray.schedule.divergence import DivergenceError, DivergenceWarning
 from autolr_ray.schedule.linear_warmup import LinearWarmup
 from autolr_ray.schedule.paper_rule import PaperRule
 from autolr_ray.schedule.receipt import Receipt
@@ -15,6 +16,8 @@ __all__ = [
     "DECAYS",
     "RULES",
     "AutoWarmup",
+    "DivergenceError",
+    "DivergenceWarning",
     "Hyperparameters",
     "LinearWarmup",
     "LossPosterior",

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from autolr_ray.schedule import look_inside
 from autolr_ray.schedule.base import Loss, Schedule, require_finite
 from autolr_ray.schedule.decay import Decay
+from autolr_ray.schedule.divergence import ON_DIVERGENCE, report_divergence
 from autolr_ray.schedule.pending import PendingLosses, from_rank_zero, is_distributed
 from autolr_ray.schedule.receipt import Receipt
 from autolr_ray.schedule.rollback import PLACES, HasState, SnapshotStore
@@ -50,6 +51,9 @@ class AutoWarmup(Schedule):
         decay: "cosine", "constant-then-cosine" or a function (see ``decay``).
         fallback: when the longest warmup is over without a verdict: "argmin" goes back to the learning
             rate of the lowest loss, "keep" (the original's way) decays from the highest.
+        on_divergence: what to do, besides going back to the lowest loss, when the loss rises or is never
+            finite before it has fallen: "warn" (``DivergenceWarning``) or "raise" (``DivergenceError``, on
+            every rank, with the receipt written).
         min_lr, max_lr: where the rise starts and ends, 0 < min_lr < max_lr.
         max_warmup_fraction: longest warmup as a share of ``total_steps``, in (0, 1].
         final_lr: the learning rate after the last step, in [0, max_lr].
@@ -65,7 +69,8 @@ class AutoWarmup(Schedule):
 
     Raises:
         ValueError: a setting outside its bounds, by name; a loss with more than one element.
-        RuntimeError: a step past ``total_steps``.
+        RuntimeError: a step past ``total_steps``; ``distributed`` without several processes.
+        DivergenceError: see ``on_divergence``.
 
     >>> import torch
     >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
@@ -92,6 +97,7 @@ class AutoWarmup(Schedule):
         rule: str | SwitchRule = "robust",
         decay: str | Decay = "cosine",
         fallback: str = "argmin",
+        on_divergence: str = "warn",
         min_lr: float = 1e-5,
         max_lr: float = 1.0,
         max_warmup_fraction: float = 0.5,
@@ -107,6 +113,10 @@ class AutoWarmup(Schedule):
         require_finite("max_warmup_fraction", max_warmup_fraction, above=0.0, high=1.0)
         if fallback not in FALLBACKS:
             raise ValueError(f"fallback: {fallback!r} is not allowed; allowed: {', '.join(FALLBACKS)}")
+        if on_divergence not in ON_DIVERGENCE:
+            raise ValueError(
+                f"on_divergence: {on_divergence!r} is not allowed; allowed: {', '.join(ON_DIVERGENCE)}"
+            )
         if steps_per_epoch is not None and (type(steps_per_epoch) is not int or steps_per_epoch < 1):
             raise ValueError(
                 f"steps_per_epoch: {steps_per_epoch!r} is not allowed; it must be an integer >= 1"
@@ -119,9 +129,11 @@ class AutoWarmup(Schedule):
             )
         self.min_lr, self.max_lr = float(min_lr), float(max_lr)
         self.fallback = fallback
+        self.on_divergence = on_divergence
         self.warmup_steps = max(1, int(total_steps * max_warmup_fraction))
         self.rule = get_rule(rule)
         self._test_every = self.rule.test_interval(self.warmup_steps, steps_per_epoch)
+        is_distributed(distributed)  # an error here rather than at the first test
         self._distributed = distributed
         self._pending = PendingLosses()
         self._positives = 0
@@ -154,9 +166,14 @@ class AutoWarmup(Schedule):
         if self.peak_lr is None and self.last_epoch < self.total_steps:
             self._pending.add(loss, capacity=self._next_look - self._last_look)
         self._advance()
-        if self.last_epoch == self._next_look and self.peak_lr is None:
+        looks = self.last_epoch == self._next_look and self.peak_lr is None
+        if looks:
             self._look()
         self._set_lr(self._lr())
+        if looks and self.peak_lr is not None:
+            report_divergence(
+                self.receipts[-1], min_lr=self.min_lr, peak_lr=self.peak_lr, on_divergence=self.on_divergence
+            )
 
     def lr_at(self, step: int) -> float:
         """The learning rate that optimizer step ``step`` runs at, as decided so far; no ratios applied."""
@@ -213,7 +230,7 @@ class AutoWarmup(Schedule):
 
     def _judge(self, step: int, exhausted: bool) -> Receipt:
         any_finite = self.rule.smoother.count > 0
-        evidence = self.rule.test() if any_finite else Evidence.none()
+        evidence = self.rule.test() if any_finite else Evidence.none(positive=self.rule.hopeless())
         # The end of the longest warmup is no test of the rule's: it only asks for the minimum.
         counts = evidence.positive and step % self._test_every == 0 and not exhausted
         positives = self._positives + 1 if counts else 0
@@ -221,6 +238,7 @@ class AutoWarmup(Schedule):
             positives=positives,
             patience=self.rule.patience,
             exhausted=exhausted,
+            improved=evidence.improved,
             argmin=evidence.argmin,
             fallback=self.fallback,
             any_finite=any_finite,
@@ -252,7 +270,7 @@ class AutoWarmup(Schedule):
         )
 
     def _switch(self, receipt: Receipt) -> Receipt:
-        turned = receipt.verdict in (Verdict.PASSED, Verdict.EXHAUSTED)
+        turned = receipt.verdict in (Verdict.PASSED, Verdict.EXHAUSTED, Verdict.DIVERGED)
         self.switch_step = receipt.step
         if turned:
             self.peak_lr = receipt.argmin_lr

@@ -177,8 +177,15 @@ class RobustRule(SwitchRule):
             self._risen = 0.0
         risen = self._risen > max(self.rise, self.long_rise * self._warmup_steps)
         return dataclasses.replace(
-            judge(posterior, confidence=self.confidence, on_grid=on_grid), positive=risen
+            judge(posterior, confidence=self.confidence, on_grid=on_grid),
+            positive=risen,
+            improved=self._level - self._minimum > self._spread,
         )
+
+    def hopeless(self) -> bool:
+        """No finite loss in the first ``quiet`` share of the longest warmup, and at least a few losses."""
+        waited = self._steps >= max(_FEWEST_FIRST_LOSSES, self.quiet * self._warmup_steps)
+        return waited and not self.smoother.count and not np.isfinite(self._first).any()
 
     def settings(self) -> dict[str, float | int | str]:
         """Every argument, by name."""

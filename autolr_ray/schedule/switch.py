@@ -43,6 +43,10 @@ class Verdict(enum.Enum):
     )
     HIGHEST_KEPT = "the longest warmup is over without a verdict: the highest learning rate is kept, as asked"
     NO_EVIDENCE = "the longest warmup is over and no loss was finite: the lowest learning rate is kept"
+    DIVERGED = (
+        "the loss rose, or was not finite, before it had fallen by as much as its noise: training diverged "
+        "from the start; the warmup ends at the learning rate of the lowest loss so far"
+    )
 
     @property
     def ends_warmup(self) -> bool:
@@ -55,7 +59,8 @@ class Evidence:
     """What a rule says at one test.
 
     Attributes:
-        positive: the test says that the minimum is passed.
+        positive: the test says that the minimum is passed, or that the loss was never finite.
+        improved: the loss has fallen, from its start to its minimum, by more than one sd of its noise.
         probability: the largest posterior probability of any earlier point being below the last.
         argmin: where the posterior mean is lowest, a share of the steps so far, in [0, 1].
         earliest: the first point that may be as low: one-sd bands of the two overlap.
@@ -64,6 +69,7 @@ class Evidence:
     """
 
     positive: bool
+    improved: bool
     probability: float
     argmin: float
     earliest: float
@@ -72,18 +78,25 @@ class Evidence:
     hyper: Hyperparameters
 
     @classmethod
-    def none(cls) -> Evidence:
-        """Before the first finite loss: not positive, and the minimum at the start."""
+    def none(cls, *, positive: bool = False) -> Evidence:
+        """Before the first finite loss: nothing known, and the minimum at the start."""
         unknown = np.full(RECEIPT_POINTS, math.nan)
         hyper = Hyperparameters(outputscale=math.nan, noise=math.nan, mean=math.nan)
         return cls(
-            positive=False, probability=math.nan, argmin=0.0, earliest=0.0,
+            positive=positive, improved=False, probability=math.nan, argmin=0.0, earliest=0.0,
             mean=unknown, sd=unknown, hyper=hyper,
         )  # fmt: skip
 
 
 def decide(
-    *, positives: int, patience: int, exhausted: bool, argmin: float, fallback: str, any_finite: bool
+    *,
+    positives: int,
+    patience: int,
+    exhausted: bool,
+    improved: bool,
+    argmin: float,
+    fallback: str,
+    any_finite: bool,
 ) -> Verdict:
     """The verdict, given the evidence so far: pure, no state.
 
@@ -91,12 +104,13 @@ def decide(
         positives: positive tests in a row, this one counted.
         patience: how many in a row end the warmup.
         exhausted: the longest warmup is over.
+        improved: the loss has fallen below its start, as far as noise lets that be told.
         argmin: where the posterior mean is lowest, as a share of the steps so far.
         fallback: what to do when exhausted: "argmin" or "keep" (the highest learning rate).
         any_finite: whether any loss was finite.
     """
     if positives >= patience:
-        return Verdict.PASSED
+        return Verdict.PASSED if improved else Verdict.DIVERGED
     if not exhausted:
         return Verdict.RISING
     if fallback == "keep":
@@ -130,6 +144,10 @@ class SwitchRule(ABC):
     @abstractmethod
     def test(self) -> Evidence:
         """Fit, and judge all losses so far. At least one must have been finite."""
+
+    def hopeless(self) -> bool:
+        """Whether so many losses were seen, and none finite, that it is no use to wait for one."""
+        return False
 
     @abstractmethod
     def hyperparameters(self, spectrum: Spectrum) -> Hyperparameters:
@@ -182,6 +200,7 @@ def judge(
     argmin, earliest = _minimum(mean, sd)
     return Evidence(
         positive=probability > confidence,
+        improved=bool(mean[0] - mean.min() > math.sqrt(posterior.hyper.noise)),
         probability=probability,
         argmin=argmin,
         earliest=earliest,

@@ -26,6 +26,8 @@ from autolr_ray.schedule import (
     DECAYS,
     RULES,
     AutoWarmup,
+    DivergenceError,
+    DivergenceWarning,
     LinearWarmup,
     PaperRule,
     Receipt,
@@ -39,6 +41,9 @@ from autolr_ray.schedule.switch import RECEIPT_POINTS
 NEVER = 10**6  # an epoch so long that the paper's rule never tests before the end
 RULE_NAMES = sorted(RULES)
 NAN = math.nan
+
+# Constant and broken losses are fed to many tests that are about something else.
+pytestmark = pytest.mark.filterwarnings("ignore::autolr_ray.schedule.DivergenceWarning")
 
 
 def make(total_steps=60, *, groups=(1.0,), **settings_):
@@ -309,6 +314,72 @@ def test_a_whole_run_of_warmup_may_roll_back_at_its_end():
     assert scheduler.get_last_lr() == [0.0]
 
 
+# --- divergence ----------------------------------------------------------------------------------
+
+EXPLODES = [2.3 + 0.01 * (-1) ** t + (0.0 if t < 12 else 2.0 ** (t - 12)) for t in range(60)]
+DIVERGING = {
+    "rises": (EXPLODES, "robust"),
+    "rises, paper": ([1.0 + 0.05 * t for t in range(60)], "paper"),
+    "never finite": ([NAN] * 60, "robust"),
+    "not finite soon": ([2.3, 2.31, 2.29, 2.3, 2.31, 2.3, 2.29, 2.31] + [NAN] * 52, "robust"),
+}
+
+
+@pytest.mark.parametrize("case", DIVERGING)
+def test_divergence_before_any_improvement_is_raised_with_all_decided(case):
+    losses, rule = DIVERGING[case]
+    scheduler = make(120, rule=rule, steps_per_epoch=2, on_divergence="raise")
+    with pytest.raises(
+        DivergenceError, match=r"loss: the loss rose, or was not finite, before .* min_lr=1e-05"
+    ):
+        run(scheduler, losses)
+    receipt = scheduler.receipts[-1]
+    assert receipt.verdict is Verdict.DIVERGED
+    assert scheduler.switch_step == scheduler.last_epoch == receipt.step < 60
+    assert scheduler.get_last_lr() == [scheduler.peak_lr] == [receipt.argmin_lr]
+    # Whoever catches the error can go on, or save.
+    other = make(120, rule=rule, steps_per_epoch=2, on_divergence="raise")
+    other.load_state_dict(saved_and_loaded(scheduler.state_dict()))
+    scheduler.step(NAN)
+    other.step(NAN)
+    assert other.get_last_lr() == scheduler.get_last_lr()
+
+
+@pytest.mark.parametrize("case", DIVERGING)
+def test_divergence_is_warned_of_once_and_the_run_goes_on(case):
+    losses, rule = DIVERGING[case]
+    scheduler = make(120, rule=rule, steps_per_epoch=2)
+    with pytest.warns(DivergenceWarning, match="loss: the loss rose, or was not finite") as told:
+        rates = run(scheduler, losses * 2)
+    assert len(told) == 1
+    assert told[0].filename == __file__
+    assert max(rates[scheduler.switch_step :]) == scheduler.peak_lr < 1e-3
+    assert rates[-1] == 0.0
+
+
+@pytest.mark.filterwarnings("error::autolr_ray.schedule.DivergenceWarning")
+@pytest.mark.parametrize("rule", RULE_NAMES)
+@pytest.mark.parametrize("noise", [0.0, 0.01, 0.2])
+def test_a_loss_that_fell_before_it_rose_is_no_divergence(rule, noise):
+    scheduler = make(200, steps_per_epoch=4, rule=rule, on_divergence="raise")
+    run(scheduler, valley(100, noise=noise) * 2)
+    assert scheduler.receipts[-1].verdict is Verdict.PASSED
+
+
+def test_the_paper_rule_waits_for_a_finite_loss_to_the_end_as_the_original_does():
+    scheduler = make(on_divergence="raise")
+    with pytest.raises(DivergenceError, match="no loss was finite"):
+        run(scheduler, [NAN] * 60)
+    assert scheduler.switch_step == scheduler.warmup_steps == 30
+
+
+def test_a_start_that_is_not_finite_is_waited_for():
+    """Mixed precision begins with steps that overflow: the loss may be infinite for a while."""
+    scheduler = make(400, rule="robust", on_divergence="raise")
+    run(scheduler, [math.inf] * 15 + valley(185) * 2 + [1.0] * 15)
+    assert scheduler.receipts[-1].verdict is Verdict.PASSED
+
+
 # --- receipts ------------------------------------------------------------------------------------
 
 
@@ -521,6 +592,7 @@ BAD = [
     *[("final_lr", value) for value in (-1e-9, *NOT_NUMBERS)],
     *[("steps_per_epoch", value) for value in (0, -1, 2.5, "3", True, None)],
     *[("fallback", value) for value in ("nope", "", None)],
+    *[("on_divergence", value) for value in ("nope", "", None, True)],
     *[("decay", value) for value in ("nope", None, 1.0)],
     *[("rule", value) for value in ("nope", None, 3)],
 ]  # fmt: skip
@@ -566,9 +638,8 @@ def test_rollback_needs_a_model():
 
 
 def test_distributed_needs_processes():
-    scheduler = make(2, distributed=True)
     with pytest.raises(RuntimeError, match="distributed: True is not allowed before"):
-        scheduler.step(1.0)
+        make(2, distributed=True)
 
 
 def test_the_paper_rule_needs_the_length_of_an_epoch_and_robust_does_not():
@@ -904,7 +975,7 @@ def test_a_rule_of_ones_own():
             return dataclasses.replace(super().test(), positive=True)
 
     scheduler = AutoWarmup(dummy_optimizer(), 100, rule=AtOnce())
-    rates = run(scheduler, [1.0] * 100)
+    rates = run(scheduler, [2.0 - t / 100 for t in range(100)])
     assert scheduler.switch_step <= 50
     assert scheduler.receipts[-1].verdict is Verdict.PASSED
     assert rates[-1] == 0.0

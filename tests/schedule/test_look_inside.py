@@ -83,12 +83,13 @@ def test_plot_draws_at_any_time(steps, tmp_path):
     assert shown[0] == pytest.approx(1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::autolr_ray.schedule.DivergenceWarning")
 def test_plot_with_losses_that_are_not_finite(tmp_path):
     schedule = AutoWarmup(optimizer(), 100)
     for _ in range(60):
         schedule.step(math.nan)
     schedule.plot().savefig(tmp_path / "plot.png")
-    assert schedule.receipts[-1].verdict is Verdict.NO_EVIDENCE
+    assert schedule.receipts[-1].verdict is Verdict.DIVERGED
 
 
 def test_rates_as_decided_are_those_that_were_set():

@@ -31,11 +31,11 @@ RULE_NAMES = sorted(RULES)
 # --- decide --------------------------------------------------------------------------------------
 
 R, P = Verdict.RISING, Verdict.PASSED
-KEPT, NONE = Verdict.HIGHEST_KEPT, Verdict.NO_EVIDENCE
+KEPT, NONE, DIVERGED = Verdict.HIGHEST_KEPT, Verdict.NO_EVIDENCE, Verdict.DIVERGED
 TURNED, FALLING = Verdict.EXHAUSTED, Verdict.STILL_FALLING
 BELOW = math.nextafter(0.98, 0.0)
 
-# positives, exhausted, argmin, fallback, any_finite -> verdict, at patience 3.
+# positives, exhausted, argmin, fallback, any_finite -> verdict, at patience 3, the loss having fallen.
 TABLE = [
     # Before the end of the longest warmup only the tests in a row count.
     *[
@@ -73,13 +73,18 @@ TABLE = [
 ]
 
 
+@pytest.mark.parametrize("improved", [True, False])
 @pytest.mark.parametrize(("case", "expected"), TABLE)
-def test_decide_truth_table(case, expected):
+def test_decide_truth_table(case, expected, improved):
+    """A rise of a loss that never fell is divergence; without a rise it makes no difference."""
     positives, exhausted, argmin, fallback, any_finite = case
+    if expected is P and not improved:
+        expected = DIVERGED
     verdict = decide(
         positives=positives,
         patience=3,
         exhausted=exhausted,
+        improved=improved,
         argmin=argmin,
         fallback=fallback,
         any_finite=any_finite,
@@ -91,7 +96,13 @@ def test_decide_truth_table(case, expected):
 def test_decide_passes_at_patience_exactly(patience):
     verdicts = [
         decide(
-            positives=k, patience=patience, exhausted=False, argmin=0.5, fallback="argmin", any_finite=True
+            positives=k,
+            patience=patience,
+            exhausted=False,
+            improved=True,
+            argmin=0.5,
+            fallback="argmin",
+            any_finite=True,
         )
         for k in range(patience + 2)
     ]
@@ -99,7 +110,7 @@ def test_decide_passes_at_patience_exactly(patience):
 
 
 def test_every_verdict_is_in_the_table_and_only_rising_goes_on():
-    assert {verdict for _, verdict in TABLE} == set(Verdict)
+    assert {verdict for _, verdict in TABLE} | {DIVERGED} == set(Verdict)
     assert [v for v in Verdict if not v.ends_warmup] == [Verdict.RISING]
     assert len({v.value for v in Verdict}) == len(Verdict)
 
