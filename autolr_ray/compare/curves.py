@@ -12,6 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from autolr_ray.compare.scene import BASELINE, CANDIDATE, Scene, arm_handles, key, mark, panels
+from autolr_ray.schedule import look_inside
+from autolr_ray.train.record import RunRecord
 
 
 def learning_rates(scene: Scene) -> Figure | None:
@@ -82,26 +84,15 @@ def posterior(scene: Scene) -> Figure | None:
 
     def panel(axes: Axes, size: int) -> None:
         r = scene.shown(scene.candidate, size)[0]
-        colour = scene.colour(r.arm)
         x, mean, sd = (np.array(v, float) for v in (r.posterior.step, r.posterior.mean, r.posterior.sd))
         step, loss = np.array(r.trace.step, float), np.array(r.trace.loss, float)
-        seen = (step <= max(x.max(), r.switch_step)) & np.isfinite(loss)
-        axes.plot(step[seen], loss[seen], ".", color="#777777", ms=4, alpha=0.8)
-        axes.fill_between(x, mean - 2 * sd, mean + 2 * sd, color=colour, alpha=0.2, lw=0)
-        axes.plot(x, mean, color=colour, lw=2)
-        receipt = r.receipts[-1] if r.receipts else None
-        low = (
-            receipt.argmin_step
-            if receipt
-            else float(x[int(np.nanargmin(np.where(np.isfinite(mean), mean, np.inf)))])
-        )
-        axes.plot(low, np.interp(low, x, mean), **mark(BASELINE, "v", 10))
+        seen = step <= max(x.max(), r.switch_step)
+        look_inside.draw_losses(axes, step[seen], loss[seen])
+        known = np.where(np.isfinite(mean), mean, np.inf)
+        low = r.receipts[-1].argmin_step if r.receipts else float(x[int(known.argmin())])
+        look_inside.draw_posterior(axes, x, mean, sd, low, colour=scene.colour(r.arm))
         if r.switch_step >= 0:
             axes.axvline(r.switch_step, color="#222222", lw=1.2, ls="--")
-        finite = np.concatenate([loss[seen], (mean - 2 * sd)[np.isfinite(mean - 2 * sd)]])
-        if finite.size:
-            bottom, top = float(finite.min()), float(np.quantile(finite, 0.99))
-            axes.set_ylim(bottom - 0.05 * (top - bottom) - 1e-9, top + 0.1 * (top - bottom) + 1e-9)
         axes.set_title(f"seed {r.seed}: peak LR {r.peak_lr:.2g}", loc="right", fontsize=10, weight="normal")
 
     handles = [
@@ -112,6 +103,32 @@ def posterior(scene: Scene) -> Figure | None:
         Line2D([], [], color="#222222", ls="--", label="switch"),
     ]
     return panels(scene, panel, "optimizer step of the warmup", "training loss", handles, sizes)
+
+
+def tests(scene: Scene) -> Figure | None:
+    """Every test of every candidate run: what it weighed, as a share of its threshold."""
+
+    def runs(size: int) -> list[RunRecord]:
+        return [
+            r
+            for r in scene.shown(scene.candidate, size)
+            if any(math.isfinite(x.strength) for x in r.receipts)
+        ]
+
+    sizes = [size for size in scene.batch_sizes if runs(size)]
+    if not sizes:
+        return None
+
+    def panel(axes: Axes, size: int) -> None:
+        for r in runs(size):
+            steps, strengths = [x.step for x in r.receipts], [x.strength for x in r.receipts]
+            look_inside.draw_tests(axes, steps, strengths, colour=scene.colour(r.arm))
+
+    handles = [
+        Line2D([], [], color=CANDIDATE, marker=".", label="a run's tests"),
+        Line2D([], [], color=BASELINE, ls=":", label="above it a test is positive"),
+    ]
+    return panels(scene, panel, "optimizer step of the warmup", "test / threshold", handles, sizes)
 
 
 def _running_mean(values: np.ndarray[Any, Any], half: int) -> np.ndarray[Any, Any]:

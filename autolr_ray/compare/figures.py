@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from autolr_ray.compare.curves import learning_rates, losses, posterior
+from autolr_ray.compare.curves import learning_rates, losses, posterior, tests
 from autolr_ray.compare.scene import BASELINE, CANDIDATE, Scene, arm_label, mark, panels, plain
 from autolr_ray.compare.statistics import is_grid, tune
 from autolr_ray.files import write_atomically
@@ -252,5 +252,11 @@ _GALLERY: tuple[tuple[Callable[[Scene], Figure | None], str, str], ...] = (
         "Why the LR turned",
         "The losses that the scheduler had seen, its Gaussian-process posterior when the warmup ended, the "
         "minimum it found and the step at which it switched.",
+    ),
+    (
+        tests,
+        "Every test",
+        "What each test of each seed weighed, as a share of what ends the warmup; with the paper's rule, of "
+        "what counts towards three in a row.",
     ),
 )

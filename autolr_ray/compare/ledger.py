@@ -75,6 +75,7 @@ _COLUMNS = {
             lr=_NUMBER,
             verdict=_TEXT,
             reason=_TEXT,
+            strength=_NUMBER,
             probability=_NUMBER,
             positives=_INTEGER,
             argmin_step=_INTEGER,

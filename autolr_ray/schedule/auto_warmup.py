@@ -128,6 +128,7 @@ class AutoWarmup(Schedule):
                 f"snapshot_device: {snapshot_device!r} is not allowed; allowed: {', '.join(PLACES)}"
             )
         self.min_lr, self.max_lr = float(min_lr), float(max_lr)
+        self._log_growth = math.log(self.max_lr / self.min_lr)
         self.fallback = fallback
         self.on_divergence = on_divergence
         self.warmup_steps = max(1, int(total_steps * max_warmup_fraction))
@@ -141,7 +142,7 @@ class AutoWarmup(Schedule):
         self._snapshot_every = self.warmup_steps
         if model is not None and rollback is not False:
             self._snapshots = SnapshotStore(model, optimizer, scaler=scaler, place=snapshot_device)
-            self._snapshot_every = math.ceil(self.warmup_steps / _SNAPSHOTS_PER_WARMUP)
+            self._snapshot_every = max(1, self.warmup_steps // _SNAPSHOTS_PER_WARMUP)
         self.peak_lr: float | None = None
         self.switch_step: int | None = None
         self.rolled_back_to: int | None = None
@@ -199,8 +200,7 @@ class AutoWarmup(Schedule):
         return self.lr_at(self.last_epoch)
 
     def _warmup_lr(self, step: float) -> float:
-        rise = math.log(self.max_lr / self.min_lr) * step / self.warmup_steps
-        return min(self.min_lr * math.exp(rise), self.max_lr)
+        return min(self.min_lr * math.exp(self._log_growth * step / self.warmup_steps), self.max_lr)
 
     def _look_after(self, step: int) -> int:
         """The next step at which losses are read: a test, a snapshot, or the longest warmup's end."""
@@ -257,6 +257,7 @@ class AutoWarmup(Schedule):
             step=step,
             lr=self._warmup_lr(step - 1),
             verdict=verdict,
+            strength=evidence.strength,
             probability=evidence.probability,
             positives=positives,
             argmin_step=argmin_step,

@@ -86,11 +86,12 @@ class Schedule(LRScheduler):
                 f"param_groups: the optimizer has {len(groups)} groups, the schedule was made for "
                 f"{len(self._ratios)}; make the schedule after the last group is added"
             )
-        rates = [lr * ratio for ratio in self._ratios]
-        self._last_lr = list(rates)
+        rates: list[float | torch.Tensor] = [lr * ratio for ratio in self._ratios]
+        self._last_lr = rates
         for group, value in zip(groups, rates, strict=True):
-            if isinstance(group["lr"], torch.Tensor):
-                group["lr"].fill_(value)
+            held = group["lr"]
+            if type(held) is not float and isinstance(held, torch.Tensor):
+                held.fill_(value)
             else:
                 group["lr"] = value
 

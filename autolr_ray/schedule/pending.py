@@ -37,7 +37,7 @@ class PendingLosses:
                 raise ValueError(
                     f"loss: a tensor of shape {tuple(loss.shape)} is not allowed; one element is needed"
                 )
-            if loss.device.type == "cpu" and self._device is None:
+            if loss.is_cpu and self._device is None:
                 self._host.append(loss.item())
             else:
                 self._add_on_device(loss.detach(), capacity)

@@ -13,7 +13,7 @@ from autolr_ray.schedule.smoother import Array
 from autolr_ray.schedule.switch import RECEIPT_POINTS, Verdict
 
 _VERDICTS = list(Verdict)
-_SCALARS = 12
+_SCALARS = 13
 VECTOR_LENGTH = _SCALARS + 2 * RECEIPT_POINTS
 
 
@@ -25,6 +25,7 @@ class Receipt:
         step: optimizer steps done when it was made.
         lr: the learning rate of the last of them.
         verdict: what was decided; ``verdict.value`` says it in words.
+        strength: what the test weighed, as a share of what makes it positive.
         probability: largest posterior probability of an earlier point being below the last.
         positives: positive tests in a row, this one counted.
         argmin_step: the step at which the posterior mean is lowest.
@@ -38,6 +39,7 @@ class Receipt:
     step: int
     lr: float
     verdict: Verdict
+    strength: float = math.nan
     probability: float
     positives: int
     argmin_step: float
@@ -60,7 +62,7 @@ class Receipt:
         scalars = [
             self.step, self.lr, _VERDICTS.index(self.verdict), self.probability, self.positives,
             self.argmin_step, self.argmin_lr, self.rolled_back_to, self.earliest_step,
-            self.outputscale, self.noise, self.prior_mean,
+            self.outputscale, self.noise, self.prior_mean, self.strength,
         ]  # fmt: skip
         return torch.from_numpy(np.concatenate([scalars, self.mean, self.sd]))
 
@@ -70,13 +72,13 @@ class Receipt:
         values = vector.detach().cpu().numpy().astype(np.float64)
         (
             step, lr, verdict, probability, positives, argmin_step, argmin_lr, rolled_back_to,
-            earliest, scale, noise, mean,
+            earliest, scale, noise, mean, strength,
         ) = values[:_SCALARS]  # fmt: skip
         return cls(
             step=int(step), lr=float(lr), verdict=_VERDICTS[int(verdict)], probability=float(probability),
             positives=int(positives), argmin_step=float(argmin_step), argmin_lr=float(argmin_lr),
             rolled_back_to=int(rolled_back_to), earliest_step=float(earliest),
-            outputscale=float(scale), noise=float(noise), prior_mean=float(mean),
+            strength=float(strength), outputscale=float(scale), noise=float(noise), prior_mean=float(mean),
             mean=values[_SCALARS:-RECEIPT_POINTS].copy(), sd=values[-RECEIPT_POINTS:].copy(),
         )  # fmt: skip
 

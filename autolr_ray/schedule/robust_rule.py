@@ -25,6 +25,8 @@ from autolr_ray.schedule.switch import GRID, Evidence, SwitchRule, judge
 _FEWEST_FIRST_LOSSES, _MOST_FIRST_LOSSES = 6, 64
 # Of Gaussian noise, in standard deviations: median and mean |difference| of neighbours.
 _MEDIAN_STEP, _MEAN_STEP = 0.954, 2.0 / math.sqrt(math.pi)
+# A loss has fallen when its minimum is this many sd's of the starting level below it.
+_FALLEN = 2.0
 
 
 class RobustRule(SwitchRule):
@@ -101,6 +103,8 @@ class RobustRule(SwitchRule):
         self._first: list[float] = []
         self._level = math.nan
         self._spread = 0.0
+        self._level_sd = 0.0
+        self._fallen = False
         # The last loss as it counted, and the steps between neighbours so far: their noise.
         self._last = math.nan
         self._step_total = 0.0
@@ -137,6 +141,7 @@ class RobustRule(SwitchRule):
             self._level = self._lowest = self._last = float(np.median(finite))
             if len(finite) > 1:
                 self._spread = float(np.median(np.abs(np.diff(finite)))) / _MEDIAN_STEP
+                self._level_sd = 1.25 * self._spread / math.sqrt(len(finite))  # of a median
         losses = np.where(np.isfinite(losses), losses, math.inf)
         self._add_rise(losses)
         drop = self._level - self._lowest
@@ -173,13 +178,17 @@ class RobustRule(SwitchRule):
         self._minimum = float((mean + ndtri(self.confidence) * sd).min())
         self._lowest = min(self._lowest, float(mean.min()))
         self._noise = math.sqrt(posterior.hyper.noise)
+        # Asked while the losses are at their minimum: a rise bends the posterior before it as well.
+        if self._risen == 0.0 and self._level - self._minimum > _FALLEN * self._level_sd:
+            self._fallen = True
         if self._steps < self.quiet * self._warmup_steps:
             self._risen = 0.0
-        risen = self._risen > max(self.rise, self.long_rise * self._warmup_steps)
+        strength = self._risen / max(self.rise, self.long_rise * self._warmup_steps)
         return dataclasses.replace(
             judge(posterior, confidence=self.confidence, on_grid=on_grid),
-            positive=risen,
-            improved=self._level - self._minimum > self._spread,
+            positive=strength > 1.0,
+            strength=strength,
+            improved=self._fallen,
         )
 
     def hopeless(self) -> bool:
@@ -203,6 +212,8 @@ class RobustRule(SwitchRule):
             "first": torch.tensor(self._first, dtype=torch.float64),
             "level": self._level,
             "spread": self._spread,
+            "level_sd": self._level_sd,
+            "fallen": self._fallen,
             "last": self._last,
             "step_total": self._step_total,
             "step_count": self._step_count,
@@ -219,6 +230,7 @@ class RobustRule(SwitchRule):
         super().load_state_dict(state)
         self._first = state["first"].tolist()
         self._level, self._spread = float(state["level"]), float(state["spread"])
+        self._level_sd, self._fallen = float(state["level_sd"]), bool(state["fallen"])
         self._last = float(state["last"])
         self._step_total, self._step_count = float(state["step_total"]), int(state["step_count"])
         self._lowest, self._minimum = float(state["lowest"]), float(state["minimum"])

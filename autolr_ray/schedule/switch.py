@@ -44,8 +44,8 @@ class Verdict(enum.Enum):
     HIGHEST_KEPT = "the longest warmup is over without a verdict: the highest learning rate is kept, as asked"
     NO_EVIDENCE = "the longest warmup is over and no loss was finite: the lowest learning rate is kept"
     DIVERGED = (
-        "the loss rose, or was not finite, before it had fallen by as much as its noise: training diverged "
-        "from the start; the warmup ends at the learning rate of the lowest loss so far"
+        "the loss rose, or was not finite, before it had clearly fallen: training diverged from the start; "
+        "the warmup ends at the learning rate of the lowest loss so far"
     )
 
     @property
@@ -60,7 +60,8 @@ class Evidence:
 
     Attributes:
         positive: the test says that the minimum is passed, or that the loss was never finite.
-        improved: the loss has fallen, from its start to its minimum, by more than one sd of its noise.
+        improved: the loss has fallen below its start, as far as noise lets that be told.
+        strength: what the test weighs, as a share of what makes it positive: above 1 it is.
         probability: the largest posterior probability of any earlier point being below the last.
         argmin: where the posterior mean is lowest, a share of the steps so far, in [0, 1].
         earliest: the first point that may be as low: one-sd bands of the two overlap.
@@ -70,6 +71,7 @@ class Evidence:
 
     positive: bool
     improved: bool
+    strength: float
     probability: float
     argmin: float
     earliest: float
@@ -83,7 +85,8 @@ class Evidence:
         unknown = np.full(RECEIPT_POINTS, math.nan)
         hyper = Hyperparameters(outputscale=math.nan, noise=math.nan, mean=math.nan)
         return cls(
-            positive=positive, improved=False, probability=math.nan, argmin=0.0, earliest=0.0,
+            positive=positive, improved=False, strength=math.inf if positive else 0.0,
+            probability=math.nan, argmin=0.0, earliest=0.0,
             mean=unknown, sd=unknown, hyper=hyper,
         )  # fmt: skip
 
@@ -201,6 +204,7 @@ def judge(
     return Evidence(
         positive=probability > confidence,
         improved=bool(mean[0] - mean.min() > math.sqrt(posterior.hyper.noise)),
+        strength=probability / confidence,
         probability=probability,
         argmin=argmin,
         earliest=earliest,

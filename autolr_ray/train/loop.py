@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from autolr_ray.schedule import AutoWarmup, Schedule
+from autolr_ray.schedule.look_inside import receipt_row
 from autolr_ray.tasks import Splits, Task, get_task
 from autolr_ray.tasks.task import Examples
 from autolr_ray.train.batches import TrainBatches, derive_seed, evaluation_batches
@@ -247,10 +248,9 @@ class _Trainer:
                 loss=[self.losses[i] for i in kept],
             ),
             receipts=[
-                ReceiptRow(
-                    step=r.step, lr=r.lr, verdict=r.verdict.name.lower(), reason=r.reason,
-                    probability=r.probability, positives=r.positives,
-                    argmin_step=round(r.argmin_step), argmin_lr=r.argmin_lr,
+                ReceiptRow.model_validate(
+                    {key: value for key, value in receipt_row(r).items() if key in ReceiptRow.model_fields}
+                    | {"argmin_step": round(r.argmin_step)}
                 )
                 for r in (auto.receipts if auto else [])
             ],

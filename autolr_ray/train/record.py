@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -35,12 +36,15 @@ class Trace(_Row):
 
 
 class ReceiptRow(_Row):
-    """One decision of the scheduler (see ``autolr_ray.schedule.Receipt``)."""
+    """One decision of the scheduler (see ``autolr_ray.schedule.Receipt``). ``strength`` is NaN in records
+    from before it was kept.
+    """
 
     step: int
     lr: float
     verdict: str
     reason: str
+    strength: float = math.nan
     probability: float
     positives: int
     argmin_step: int

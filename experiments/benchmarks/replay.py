@@ -4,8 +4,8 @@
 
 The file has, for each curve NAME, ``NAME/losses`` [n], the loss of every step of a whole warmup,
 ``NAME/warmup_steps`` (n) and ``NAME/steps_per_epoch``; ``record_curves.py`` writes such files. Each curve is
-fed to an ``AutoWarmup`` whose longest warmup is the curve, until the warmup ends. A switch is the verdict
-PASSED: reaching the end of the curve is none, whatever the learning rate would fall back to.
+fed to an ``AutoWarmup`` whose longest warmup is the curve, until the warmup ends. A switch is a verdict of
+the test (PASSED, or DIVERGED for a loss that never fell): reaching the end of the curve is none, whatever the learning rate would fall back to.
 
 Scores (all curves, and those named ``real-*`` apart), for a curve of W losses y: y0 is the median of the
 first 6; z is y clipped at 1.25 y0, non-finite at the clip; j is the argmin of z averaged over a centred
@@ -16,11 +16,15 @@ Where the file has the decisions of the authors' code (``official_*``) or its re
 curve's ``inside`` says whether the paper rule agrees: its switch step lies between the smallest and the
 largest of all seeds (never counts as infinity) and its learning rate within a factor exp(0.25) of their
 median. It is null where a seed has an error, and left out without such arrays.
+
+With ``--rescaled`` each curve is replayed again with its losses x 1e-6, x 1e6 and + 100; ``rescaled_changed``
+counts the replays whose switch step or learning rate (by more than 1 in 1e6) is another.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import sys
@@ -180,9 +184,23 @@ def replay(curve: Curve, rule: str) -> Replay:
         if scheduler.phase == "decay":
             break
     receipt = scheduler.receipts[-1]
-    if receipt.verdict is not Verdict.PASSED:
+    if receipt.verdict not in (Verdict.PASSED, Verdict.DIVERGED):
         return Replay(switch_step=-1, lr_after=None, reason=receipt.reason)
     return Replay(switch_step=receipt.step, lr_after=scheduler.peak_lr, reason=receipt.reason)
+
+
+def changed_by_rescaling(curve: Curve, rule: str, result: Replay) -> int:
+    """How many of three replays, losses x 1e-6, x 1e6 and + 100, decide otherwise than ``result``."""
+    changed = 0
+    for losses in (curve.losses * 1e-6, curve.losses * 1e6, curve.losses + 100.0):
+        other = replay(dataclasses.replace(curve, losses=losses), rule)
+        same_lr = other.lr_after == result.lr_after or (
+            other.lr_after is not None
+            and result.lr_after is not None
+            and math.isclose(other.lr_after, result.lr_after, rel_tol=1e-6)
+        )
+        changed += not (same_lr and other.switch_step == result.switch_step)
+    return changed
 
 
 def inside(result: Replay, original: Decisions | None) -> bool | None:
@@ -240,7 +258,11 @@ def summarize(scores: Sequence[Score]) -> dict[str, float | int | None]:
 
 
 def run(
-    curves: Sequence[Curve], rule: str, write: Callable[[dict[str, Any]], None] | None = None
+    curves: Sequence[Curve],
+    rule: str,
+    write: Callable[[dict[str, Any]], None] | None = None,
+    *,
+    rescaled: bool = False,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Replay all curves: one row per curve, handed to ``write`` as it is made, and the summary."""
     rows: list[dict[str, Any]] = []
@@ -254,6 +276,8 @@ def run(
         }  # fmt: skip
         if judges and curve.original is not None:
             row["inside"] = inside(result, curve.original)
+        if rescaled:
+            row["rescaled_changed"] = changed_by_rescaling(curve, rule, result)
         if (scored := score(curve.losses, result)) is not None:
             scores[curve.name] = scored
         rows.append(row)
@@ -264,6 +288,11 @@ def run(
         "all": summarize(list(scores.values())),
         "real": summarize([s for name, s in scores.items() if name.startswith("real-")]),
     }
+    if rescaled:
+        summary["rescaled"] = {
+            "replays": 3 * len(rows),
+            "changed": sum(row["rescaled_changed"] for row in rows),
+        }
     judged = [row["inside"] for row in rows if row.get("inside") is not None]
     if judges:
         summary["inside"] = {
@@ -298,6 +327,9 @@ def _summary_text(summary: Mapping[str, Any]) -> str:
     if "inside" in summary and summary["inside"]["judged"]:
         found = summary["inside"]
         lines.append(f"inside the original's range: {found['inside']} of {found['judged']} judged curves")
+    if "rescaled" in summary:
+        found = summary["rescaled"]
+        lines.append(f"rescaled or shifted losses: {found['changed']} of {found['replays']} replays changed")
     return "\n".join(lines)
 
 
@@ -309,6 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--traces", type=Path, required=True, help="the .npz file of curves")
     parser.add_argument("--rule", choices=sorted(RULES), required=True, help="the switch rule")
+    parser.add_argument("--rescaled", action="store_true", help="replay x 1e-6, x 1e6 and + 100 as well")
     parser.add_argument("--json", action="store_true", help="one JSON object per line, the summary last")
     options = parser.parse_args(arguments)
     try:
@@ -320,7 +353,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     form = json.dumps if options.json else _as_text
     if not options.json:
         print(f"{'curve':<48} {'switch':>8} {'LR after':>10}")
-    _, summary = run(curves, options.rule, lambda row: print(form(row), flush=True))
+    _, summary = run(
+        curves, options.rule, lambda row: print(form(row), flush=True), rescaled=options.rescaled
+    )
     print(json.dumps({"summary": summary}) if options.json else _summary_text(summary))
     return 0
 

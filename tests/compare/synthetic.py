@@ -136,6 +136,7 @@ def _receipt(switch: int, back: int, lr: float) -> ReceiptRow:
         lr=1.6 * lr,
         verdict="switch",
         reason="the loss minimum lies behind with probability 0.97 in 3 tests running",
+        strength=1.02,
         probability=0.97,
         positives=3,
         argmin_step=back if back >= 0 else switch,

@@ -330,7 +330,7 @@ def test_divergence_before_any_improvement_is_raised_with_all_decided(case):
     losses, rule = DIVERGING[case]
     scheduler = make(120, rule=rule, steps_per_epoch=2, on_divergence="raise")
     with pytest.raises(
-        DivergenceError, match=r"loss: the loss rose, or was not finite, before .* min_lr=1e-05"
+        DivergenceError, match=r"loss: the loss rose, or was not finite, before it .* min_lr=1e-05"
     ):
         run(scheduler, losses)
     receipt = scheduler.receipts[-1]

@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
+from schedule_helpers import assert_same, everything
 from torch import nn
 from torch.optim.lr_scheduler import ChainedScheduler, ConstantLR, SequentialLR
 
 from autolr_ray.schedule import AutoWarmup
+from autolr_ray.schedule.rollback import SnapshotStore
 
 
 def problem(seed=0):
@@ -200,3 +202,92 @@ def test_no_synchronisation_between_tests():
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert len(schedule.receipts) == 3
+
+
+def train_on_gpu(graphed):
+    """40 steps of AdamW on a GPU, eager or as a replayed graph; the rates, the weights, where it turned."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2)).cuda()
+    inputs = torch.randn(64, 8, device="cuda")
+    targets = (inputs.sum(dim=1) > 0).long()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor(1.0, device="cuda"), capturable=True)
+    schedule = AutoWarmup(optimizer, 80, model=model)
+
+    def train():
+        optimizer.zero_grad(set_to_none=False)
+        loss = loss_of(model, inputs, targets)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            train()
+    torch.cuda.current_stream().wait_stream(side)
+    model.load_state_dict(start)
+    for state in optimizer.state.values():
+        for value in state.values():
+            value.zero_()
+    if graphed:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            static_loss = train()
+    rates = []
+    for step in range(80):
+        rates.append(schedule.get_last_lr()[0])
+        if graphed:
+            graph.replay()
+        loss = static_loss if graphed else train()
+        # The loss is made to blow up half-way through the warmup.
+        schedule.step(loss.detach() + (100.0 if 20 <= step < 40 else 0.0))
+    return rates, [parameter.detach().cpu() for parameter in model.parameters()], schedule
+
+
+@pytest.mark.gpu
+def test_a_replayed_graph_follows_the_rate_and_the_rollback():
+    """A graph holds on to the tensors it was captured with: rate and weights are changed in place."""
+    rates, weights, schedule = train_on_gpu(graphed=False)
+    graph_rates, graph_weights, graph_schedule = train_on_gpu(graphed=True)
+    assert schedule.rolled_back_to is not None
+    assert graph_schedule.rolled_back_to == schedule.rolled_back_to
+    assert graph_rates == pytest.approx(rates, rel=1e-4)
+    for a, b in zip(weights, graph_weights, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("place", ["host", "device"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_snapshots_on_a_gpu_do_not_wait_and_come_back_whole(place, fused):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64), nn.Linear(64, 2)).cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=fused)
+    inputs = torch.randn(64, 64, device="cuda")
+    targets = (inputs.sum(dim=1) > 0).long()
+
+    def train():
+        optimizer.zero_grad()
+        loss_of(model, inputs, targets).backward()
+        optimizer.step()
+
+    train()
+    store = SnapshotStore(model, optimizer, place=place)
+    store.take(1, 0.0)  # the first may allocate pinned memory
+    train()
+    kept = everything(model, optimizer)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        store.take(2, 2.0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for _ in range(3):
+        train()
+    assert store.restore(2.0) == 2
+    assert_same(everything(model, optimizer), kept)
+    held = store._snapshots[2]["model"].values()
+    assert {value.device.type for value in held} == {"cpu" if place == "host" else "cuda"}
+    assert all(value.is_pinned() for value in held if value.device.type == "cpu")

@@ -16,6 +16,7 @@ from schedule_helpers import (
 )
 from torch import nn
 
+from autolr_ray.schedule import AutoWarmup
 from autolr_ray.schedule.rollback import SnapshotStore
 
 
@@ -231,6 +232,49 @@ def test_nothing_to_put_back():
     store.clear()
     assert store.steps == []
     assert store.restore(1.0) is None
+
+
+@pytest.mark.parametrize("place", ["host", "device"])
+def test_memory_of_snapshots(place):
+    """AdamW: parameters and two moments of each, a counter each, batch norm's two statistics and counter."""
+    model, optimizer = trained("adamw", steps=2)
+    store = SnapshotStore(model, optimizer, place=place)
+    assert store.nbytes == 0
+    store.take(2, 0.0)
+    parameters = list(model.parameters())
+    floats = 3 * sum(p.numel() for p in parameters) + len(parameters) + 2 * 4
+    assert store.nbytes == 4 * floats + 8
+    store.take(3, 2.0)
+    assert store.nbytes == 2 * (4 * floats + 8)
+    store.clear()
+    assert store.nbytes == 0
+
+
+def test_a_scaler_goes_back_with_the_rest():
+    model, optimizer = trained("adamw", steps=2)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler.scale(torch.ones(()))  # its scale is made at the first use
+    store = SnapshotStore(model, optimizer, scaler=scaler)
+    store.take(2, 0.0)
+    scaler.update(new_scale=2.0)
+    store.restore(2)
+    assert scaler.get_scale() == 8.0
+
+
+def test_no_rollback_keeps_nothing():
+    """With ``rollback=False`` the model is never read and the looks are the tests alone."""
+    model, optimizer = trained("adamw")
+    whole = AutoWarmup(optimizer, 2000, model=model)
+    none = AutoWarmup(optimizer, 2000, model=model, rollback=False)
+    without = AutoWarmup(optimizer, 2000)
+    assert whole._snapshots is not None
+    assert none._snapshots is None
+    assert none.state_dict()["snapshots"] is None
+    assert none._settings() == without._settings()
+    looks = [0]
+    while looks[-1] < none.warmup_steps:
+        looks.append(none._look_after(looks[-1]))
+    assert len(looks) == 1 + len(range(0, 1000, 1000 // 64))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
