@@ -5,7 +5,8 @@
 The file has, for each curve NAME, ``NAME/losses`` [n], the loss of every step of a whole warmup,
 ``NAME/warmup_steps`` (n) and ``NAME/steps_per_epoch``; ``record_curves.py`` writes such files. Each curve is
 fed to an ``AutoWarmup`` whose longest warmup is the curve, until the warmup ends. A switch is a verdict of
-the test (PASSED, or DIVERGED for a loss that never fell): reaching the end of the curve is none, whatever the learning rate would fall back to.
+the test (PASSED, or DIVERGED for a loss that never fell): reaching the end of the curve is none, whatever
+the learning rate would fall back to.
 
 Scores (all curves, and those named ``real-*`` apart), for a curve of W losses y: y0 is the median of the
 first 6; z is y clipped at 1.25 y0, non-finite at the clip; j is the argmin of z averaged over a centred
