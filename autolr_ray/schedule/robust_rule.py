@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import ndtri
+from scipy.special import ndtr
 
 from autolr_ray.schedule.base import require_finite
 from autolr_ray.schedule.blas import single_threaded_blas
@@ -39,23 +39,28 @@ class RobustRule(SwitchRule):
     - The first losses, before the learning rate can have done anything, give the level that training
       starts from (their median) and their spread (from the median step between neighbours).
     - The posterior is that of losses clipped at ``level + max(clip_drop * drop so far, clip_spread *
-      spread)``, non-finite ones at that, with the hyperparameters of highest marginal likelihood. Its
-      minimum is the lowest value that some point lies below with probability ``confidence``; ``drop``,
-      the unit of losses, is the way down to it from the level, at least ``noise_drop`` noise sd's.
-    - A one-sided sequential test (CUSUM) sums, step by step, how far each loss lies above the last test's
-      minimum, in drops, less ``slack`` noise sd's, and starts anew where the sum falls below zero: a
-      short high bump and a long low one count alike. One loss counts at most ``largest``, so no single
-      one ends a warmup; a non-finite one counts as that much.
-    - A test is positive when that sum exceeds ``rise`` (``long_rise * warmup steps``, if more);
-      ``patience`` positive tests in a row end the warmup.
+      spread)``, non-finite ones at that, with the hyperparameters of highest marginal likelihood.
+      ``drop``, the unit of losses, is the way from the level down to its minimum, at least
+      ``noise_drop`` noise sd's.
+    - Two one-sided sequential tests (CUSUM) sum, step by step, how far each loss lies above the last
+      test's minimum, in drops; a sum below zero starts anew. The *rise*, for explosions, sums squares:
+      bumps that heal are seldom much higher than one drop. One loss counts at most ``largest``, so no
+      single one ends a warmup; a non-finite one counts as that much. The *drift*, for long low rises,
+      sums at most ``drift_largest`` of each loss.
+    - A test is positive when the rise exceeds ``rise``, or when the drift exceeds ``drift`` and the loss
+      is still rising: higher at the end than one lengthscale before, with probability ``confidence``.
+      A bump that heals is falling by then. Beyond ``long_steps`` warmup steps both thresholds grow in
+      proportion. ``patience`` positive tests in a row end the warmup.
 
     Args:
         confidence: in (0, 1).
         patience: >= 1.
         lengthscale: of the kernel, as a share of the steps so far.
         tests: >= 8.
-        rise, largest: > 0, in drop-steps and in drops; ``largest`` < ``rise``.
-        long_rise, noise_drop, slack, clip_drop, clip_spread: >= 0.
+        rise, largest: > 0, in squared drops; ``largest`` < ``rise``.
+        drift, drift_largest: > 0, in drops; ``drift_largest`` < ``drift``.
+        long_steps: >= 1.
+        noise_drop, clip_drop, clip_spread: >= 0.
         quiet: in [0, 1).
 
     Raises:
@@ -67,15 +72,16 @@ class RobustRule(SwitchRule):
     def __init__(
         self,
         *,
-        confidence: float = 0.84,
+        confidence: float = 0.9998,
         patience: int = 1,
         lengthscale: float = 0.1,
         tests: int = 64,
-        rise: float = 4.5,
-        long_rise: float = 0.002,
+        rise: float = 5.0,
         largest: float = 3.0,
+        drift: float = 2.0,
+        drift_largest: float = 0.2,
+        long_steps: int = 2500,
         noise_drop: float = 10.0,
-        slack: float = 0.2,
         clip_drop: float = 0.25,
         clip_spread: float = 6.0,
         quiet: float = 0.125,
@@ -85,17 +91,19 @@ class RobustRule(SwitchRule):
         require_finite("tests", tests, low=8)
         require_finite("rise", rise, above=0.0)
         require_finite("largest", largest, above=0.0, below=rise)
-        require_finite("long_rise", long_rise, low=0.0)
+        require_finite("drift", drift, above=0.0)
+        require_finite("drift_largest", drift_largest, above=0.0, below=drift)
+        require_finite("long_steps", long_steps, low=1)
         require_finite("noise_drop", noise_drop, low=0.0)
-        require_finite("slack", slack, low=0.0)
         require_finite("clip_drop", clip_drop, low=0.0)
         require_finite("clip_spread", clip_spread, low=0.0)
         require_finite("quiet", quiet, low=0.0, below=1.0)
         self.confidence = confidence
         self.patience = patience
         self.tests = tests
-        self.rise, self.long_rise, self.largest = rise, long_rise, largest
-        self.noise_drop, self.slack = noise_drop, slack
+        self.rise, self.largest = rise, largest
+        self.drift, self.drift_largest = drift, drift_largest
+        self.long_steps, self.noise_drop = long_steps, noise_drop
         self.clip_drop, self.clip_spread = clip_drop, clip_spread
         self.quiet = quiet
         self.smoother = LossSmoother(lengthscale)
@@ -109,11 +117,14 @@ class RobustRule(SwitchRule):
         self._last = math.nan
         self._step_total = 0.0
         self._step_count = 0
-        # What the tests found: the lowest posterior mean of all; the minimum and noise sd of the last.
+        # What the tests found: the lowest posterior mean of all; the minimum and noise sd of the last;
+        # how much wider the noise counts for being correlated, NaN until the quiet share is over.
         self._lowest = math.nan
         self._minimum = math.nan
         self._noise = math.nan
+        self._widening = math.nan
         self._risen = 0.0
+        self._drifted = 0.0
         self._steps = 0
         self._warmup_steps = 0
 
@@ -157,11 +168,17 @@ class RobustRule(SwitchRule):
         """Add up how far ``losses`` [k] lie above the last test's minimum, in its drops."""
         if math.isnan(self._minimum):
             return
-        noise = max(self._noise, self._step_total / self._step_count / _MEAN_STEP)
+        noise = max(self._noise, self._step_noise()) * float(np.fmax(self._widening, 1.0))
         drop = max(self._level - self._minimum, self.noise_drop * noise, 1e-300)
-        above = (losses - self._minimum - self.slack * noise) / drop
-        sums = self._risen + np.cumsum(np.clip(above, -self.rise, self.largest))
-        self._risen = float(sums[-1] - min(0.0, sums.min()))
+        above = (losses - self._minimum) / drop
+        above = np.clip(above, -self.rise, max(1.0, self.largest, self.drift_largest))
+        squares = np.where(above > 0.0, np.minimum(above**2, self.largest), above)
+        self._risen = _cusum(self._risen, squares)
+        self._drifted = _cusum(self._drifted, np.minimum(above, self.drift_largest))
+
+    def _step_noise(self) -> float:
+        """The noise sd by the steps between neighbours."""
+        return self._step_total / self._step_count / _MEAN_STEP if self._step_count else 0.0
 
     def hyperparameters(self, spectrum: Spectrum) -> Hyperparameters:
         """Of highest marginal likelihood."""
@@ -169,21 +186,36 @@ class RobustRule(SwitchRule):
             return fit_marginal_likelihood(spectrum)
 
     def test(self) -> Evidence:
-        """Fit, and judge all losses so far. At least one must have been finite."""
+        """Fit, and judge all losses so far. At least one must have been finite.
+
+        Noise that is correlated between steps has small steps for its sd. If it is autoregressive (of
+        order one), that ratio tells how much wider its sums are than those of independent noise. Noise
+        and posterior count as that much wider; the least factor of all tests is taken, because a loss
+        that rises looks correlated, too.
+        """
         spectrum = self.smoother.spectrum()
         posterior = LossPosterior(spectrum, self.hyperparameters(spectrum))
         with single_threaded_blas():
             on_grid = posterior.on_grid(GRID)
-        mean, sd, _ = on_grid
-        self._minimum = float((mean + ndtri(self.confidence) * sd).min())
-        self._lowest = min(self._lowest, float(mean.min()))
+        mean, sd, variance = on_grid
+        self._minimum = float(mean.min())
+        self._lowest = min(self._lowest, self._minimum)
         self._noise = math.sqrt(posterior.hyper.noise)
         # Asked while the losses are at their minimum: a rise bends the posterior before it as well.
-        if self._risen == 0.0 and self._level - self._minimum > _FALLEN * self._level_sd:
+        # The lowest mean + sd: a wiggly fit to noise has not fallen.
+        if self._risen == 0.0 and self._level - (mean + sd).min() > _FALLEN * self._level_sd:
             self._fallen = True
         if self._steps < self.quiet * self._warmup_steps:
-            self._risen = 0.0
-        strength = self._risen / max(self.rise, self.long_rise * self._warmup_steps)
+            self._risen = self._drifted = 0.0
+        else:
+            steps = self._step_noise()
+            ratio = min(self._noise / steps, 1e3) if steps else 1.0
+            self._widening = float(np.fmin(self._widening, math.sqrt(max(1.0, 2.0 * ratio**2 - 1.0))))
+        before = round((1.0 - self.smoother.lengthscale) * (len(GRID) - 1))
+        widened = max(math.sqrt(variance[before]) * float(np.fmax(self._widening, 1.0)), 1e-300)
+        rising = float(ndtr((mean[-1] - mean[before]) / widened)) > self.confidence
+        long = max(1.0, self._warmup_steps / self.long_steps)
+        strength = max(self._risen / self.rise, self._drifted / self.drift if rising else 0.0) / long
         return dataclasses.replace(
             judge(posterior, confidence=self.confidence, on_grid=on_grid),
             positive=strength > 1.0,
@@ -201,9 +233,9 @@ class RobustRule(SwitchRule):
         return {
             "name": self.name, "confidence": self.confidence, "patience": self.patience,
             "lengthscale": self.smoother.lengthscale, "tests": self.tests, "rise": self.rise,
-            "long_rise": self.long_rise, "largest": self.largest, "noise_drop": self.noise_drop,
-            "slack": self.slack, "clip_drop": self.clip_drop, "clip_spread": self.clip_spread,
-            "quiet": self.quiet,
+            "largest": self.largest, "drift": self.drift, "drift_largest": self.drift_largest,
+            "long_steps": self.long_steps, "noise_drop": self.noise_drop, "clip_drop": self.clip_drop,
+            "clip_spread": self.clip_spread, "quiet": self.quiet,
         }  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
@@ -220,7 +252,9 @@ class RobustRule(SwitchRule):
             "lowest": self._lowest,
             "minimum": self._minimum,
             "noise": self._noise,
+            "widening": self._widening,
             "risen": self._risen,
+            "drifted": self._drifted,
             "steps": self._steps,
             "warmup_steps": self._warmup_steps,
         }
@@ -234,5 +268,12 @@ class RobustRule(SwitchRule):
         self._last = float(state["last"])
         self._step_total, self._step_count = float(state["step_total"]), int(state["step_count"])
         self._lowest, self._minimum = float(state["lowest"]), float(state["minimum"])
-        self._noise, self._risen = float(state["noise"]), float(state["risen"])
+        self._noise, self._widening = float(state["noise"]), float(state["widening"])
+        self._risen, self._drifted = float(state["risen"]), float(state["drifted"])
         self._steps, self._warmup_steps = int(state["steps"]), int(state["warmup_steps"])
+
+
+def _cusum(start: float, scores: Array) -> float:
+    """The sum after adding ``scores`` [k] one by one, each time starting anew at zero if below."""
+    sums = start + np.cumsum(scores)
+    return float(sums[-1] - min(0.0, sums.min()))

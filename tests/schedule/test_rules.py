@@ -404,6 +404,31 @@ def test_robust_rule_is_scale_free(factor):
     assert [e.argmin for e in plain] == pytest.approx([e.argmin for e in scaled], abs=1.01 * GRID[1])
 
 
+@pytest.mark.parametrize(
+    ("height", "stays", "expected"),
+    [(0.3, True, True), (0.3, False, False), (0.05, False, False), (3.0, True, True)],
+)
+def test_robust_rule_ends_at_rises_that_stay_not_at_bumps_that_heal(height, stays, expected):
+    """A bump's sums may pass a threshold when it has healed: then the loss is no longer rising."""
+    falling = [2.0 - t / 400 for t in range(400)]
+    bump = [1.0 + height * math.sin(math.pi * t / 16) ** 2 for t in range(16)]
+    rise = [1.0 + height * min(1.0, t / 16) for t in range(100)]
+    noise = np.random.default_rng(0).normal(0.0, 0.01, 640)
+    losses = falling + (rise if stays else bump + [1.0] * 84)
+    losses = [loss + e for loss, e in zip(losses, noise.tolist(), strict=False)]
+    assert any(e.positive for e in evidence_of(RobustRule(), losses, 10, 640)) is expected
+
+
+def test_robust_rule_widens_noise_that_is_correlated_between_steps():
+    noise = np.random.default_rng(0).normal(0.0, 0.3, 2000)
+    plain, correlated = RobustRule(), RobustRule()
+    evidence_of(plain, (2.0 + noise).tolist(), 100)
+    smoothed = np.convolve(noise, 0.7 ** np.arange(30), mode="full")[:2000]
+    evidence_of(correlated, (2.0 + smoothed).tolist(), 100)
+    assert plain._widening == pytest.approx(1.0, abs=0.1)
+    assert 1.5 < correlated._widening < 2.6  # (1 + .7) / (1 - .7) is 2.4 squared
+
+
 def test_paper_rule_ignores_non_finite_losses_but_robust_takes_them_as_evidence():
     losses = [2.0 - t / 100 for t in range(100)] + [math.nan] * 40
     assert not any(e.positive for e in evidence_of(PaperRule(), losses, 4))
