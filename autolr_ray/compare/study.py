@@ -11,10 +11,11 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from autolr_ray.tasks import check_task
+from autolr_ray.train.compute import Compute
 from autolr_ray.train.config import Config, explain
 from autolr_ray.train.optimizers import AdamW, OptimizerSpec
 from autolr_ray.train.schedules import AutoWarmupSpec, LinearWarmupSpec, ScheduleSpec
-from autolr_ray.train.spec import PositiveInt, RunSpec, require_divisible
+from autolr_ray.train.spec import AccumulationSteps, PositiveInt, RunSpec, require_divisible
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$", max_length=60)]
 
@@ -30,13 +31,13 @@ class Batch(Config):
         size: global batch size.
         epochs: budget at this batch size.
         workers: processes that share each batch.
-        accumulation_steps: micro-batches in a row of each worker.
+        accumulation_steps: micro-batches in a row of each worker, or "auto".
     """
 
     size: PositiveInt
     epochs: PositiveInt
     workers: PositiveInt = 1
-    accumulation_steps: PositiveInt = 1
+    accumulation_steps: AccumulationSteps = 1
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
@@ -100,6 +101,8 @@ class Study(Config):
         seeds: the same for every arm: differences are paired.
         arms: by name; "grid" makes an arm a tuned one.
         candidate, baseline: the arms that the verdict is about.
+        compute: see :class:`Compute`; of every run.
+        checkpoint_every: optimizer steps between checkpoints inside an epoch, beside that at its end.
         margin: how large a difference in accuracy (a fraction) still counts as equivalent.
         note: a line on the data for the report.
     """
@@ -116,7 +119,9 @@ class Study(Config):
     baseline: str
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.005
     note: str = ""
+    compute: Compute = Compute()
     loader_workers: Annotated[int, Field(ge=0)] = 0
+    checkpoint_every: PositiveInt | None = None
     resources: Resources = Resources()
 
     @field_validator("arms", mode="before")
@@ -164,7 +169,8 @@ class Study(Config):
         return RunSpec(
             task=self.task, model=self.model, data_dir=self.data_dir, batch_size=batch.size,
             workers=batch.workers, accumulation_steps=batch.accumulation_steps, epochs=batch.epochs,
-            optimizer=optimizer, schedule=schedule, seed=seed, loader_workers=self.loader_workers,
+            optimizer=optimizer, schedule=schedule, seed=seed, compute=self.compute,
+            loader_workers=self.loader_workers, checkpoint_every=self.checkpoint_every,
         )  # fmt: skip
 
 

@@ -6,18 +6,15 @@ The loop knows this small interface only. :class:`LocalContext` is a plain proce
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
 
-from autolr_ray.files import write_atomically
+from autolr_ray.train.checkpoints import Background, CheckpointFolder, State, on_host
 from autolr_ray.train.record import EpochRow, RunRecord, write_record
-
-State = dict[str, Any]
 
 
 class RunContext(Protocol):
@@ -33,21 +30,33 @@ class RunContext(Protocol):
     def restore(self) -> State | None:
         """The newest saved state, tensors on the host; None at the start of a run."""
 
+    def save(self, state: State) -> None:
+        """Save the state in the middle of an epoch; every rank calls it, rank 0's counts."""
+
     def report(self, row: EpochRow, state: State) -> None:
-        """Publish an epoch's row and save the state; every rank calls it, rank 0's counts."""
+        """Save the state and publish an epoch's row; every rank calls it, rank 0's counts."""
+
+    def poll(self) -> None:
+        """After every step: publish what has been saved meanwhile. Returns at once."""
 
     def finish(self, record: RunRecord) -> None:
         """Keep the finished run's record for good; rank 0 calls it."""
 
+    def close(self) -> None:
+        """The run is over, well or not: wait for what is under way. Does not raise."""
+
 
 class LocalContext:
-    """A run in this process alone, its checkpoint in a folder.
+    """A run in this process alone, its checkpoints in a folder.
+
+    A state is copied to the host at once, then written while training goes on.
 
     Args:
-        checkpoint_dir: made if absent; holds ``checkpoint.pt``.
+        checkpoint_dir: made if absent; see :class:`CheckpointFolder`.
         record_dir: where the record goes, ``<cell>.json``.
         device: where to train; default: the GPU if there is one.
-        on_report: called with each epoch's row.
+        keep_checkpoints: how many of the newest stay, >= 1.
+        on_report: called with each epoch's row when its state is safe, in the loop's thread.
     """
 
     rank = 0
@@ -59,40 +68,52 @@ class LocalContext:
         record_dir: Path,
         *,
         device: torch.device | None = None,
+        keep_checkpoints: int = 2,
         on_report: Callable[[EpochRow], None] = lambda row: None,
     ) -> None:
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._path = checkpoint_dir / "checkpoint.pt"
+        self.checkpoints = CheckpointFolder(checkpoint_dir, keep=keep_checkpoints)
         self._record_dir = record_dir
         self._on_report = on_report
+        self._writing = Background()
+        self._row: EpochRow | None = None
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model on the device."""
         return model.to(self.device)
 
     def restore(self) -> State | None:
-        """The saved state, if there is one."""
-        return load_state(self._path) if self._path.exists() else None
+        """The newest saved state that can be read, if there is one."""
+        return self.checkpoints.newest()
+
+    def save(self, state: State) -> None:
+        """Begin to write the state; raises what the writing before it met."""
+        self._publish()
+        copied = on_host(state)
+        self._writing.start(lambda: self.checkpoints.save(copied, copied["step"]))
 
     def report(self, row: EpochRow, state: State) -> None:
-        """Save the state, then publish the row."""
-        save_state(state, self._path)
-        self._on_report(row)
+        """Begin to write the state; the row is published when it is safe."""
+        self.save(state)
+        self._row = row
+
+    def poll(self) -> None:
+        """Publish the last row if its state has been written; raises what the writing met."""
+        if not self._writing.busy:
+            self._publish()
 
     def finish(self, record: RunRecord) -> None:
-        """Write the record; the checkpoint has done its duty and goes."""
+        """Write the record; the checkpoints have done their duty and go."""
+        self._publish()
         write_record(record, self._record_dir)
-        self._path.unlink(missing_ok=True)
+        self.checkpoints.clear()
 
+    def close(self) -> None:
+        """Wait for the writing that is under way: the run may be started again at once."""
+        self._writing.settle()
 
-def save_state(state: State, path: Path) -> None:
-    """Write ``state`` whole or not at all."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_atomically(path, buffer.getbuffer(), durable=True)
-
-
-def load_state(path: Path) -> State:
-    """The state at ``path``, tensors on the host; plain data only, no code is run."""
-    state: State = torch.load(path, map_location="cpu", weights_only=True)
-    return state
+    def _publish(self) -> None:
+        self._writing.wait()
+        row, self._row = self._row, None
+        if row is not None:
+            self._on_report(row)

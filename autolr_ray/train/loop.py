@@ -14,12 +14,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from autolr_ray.schedule import AutoWarmup, Schedule
+from autolr_ray.schedule import AutoWarmup, DivergenceError, Schedule
 from autolr_ray.schedule.look_inside import receipt_row
 from autolr_ray.tasks import Splits, Task, get_task
 from autolr_ray.tasks.task import Examples
 from autolr_ray.train.batches import TrainBatches, derive_seed, evaluation_batches
-from autolr_ray.train.context import RunContext, State
+from autolr_ray.train.checkpoints import State
+from autolr_ray.train.context import RunContext
+from autolr_ray.train.micro_batch import find_accumulation_steps, rehearse
 from autolr_ray.train.record import EpochRow, Posterior, ReceiptRow, RunRecord, Trace
 from autolr_ray.train.spec import RunSpec
 from autolr_ray.train.versions import device_name, versions
@@ -35,6 +37,7 @@ def run(
     arm: str = "",
     point: str = "",
     launched_at: float | None = None,
+    elastic: bool = False,
 ) -> RunRecord:
     """Train as ``spec`` says, from the newest saved state if there is one; the finished record.
 
@@ -43,55 +46,72 @@ def run(
         context: where it happens.
         study, arm, point: labels for the record.
         launched_at: when the run was asked for (seconds since the epoch), to measure the start-up.
+        elastic: fewer workers than ``spec.workers`` may run; they share the same global batches.
 
     Raises:
-        ValueError: the data or the state do not fit the spec.
+        ValueError: the data, the state or the number of workers do not fit the spec.
+        OSError: a checkpoint or the record cannot be written.
+        DivergenceError: ``spec.on_non_finite`` is "raise" and no loss of an epoch was finite.
     """
     launched_at = launched_at or time.time()
-    trainer = _Trainer(spec, context)
-    trainer.resume()
-    trainer.start_clock()
-    startup = trainer.startup_seconds or time.time() - launched_at
-    trainer.startup_seconds = startup
-    for epoch in range(trainer.epochs_done, spec.epochs):
-        row = trainer.train_epoch(epoch)
-        context.report(row, trainer.state())
-    record = trainer.record(study=study, arm=arm, point=point)
-    if context.rank == 0:
-        context.finish(record)
+    try:
+        training = TrainingRun(spec, context, elastic=elastic)
+        training.start_clock()
+        training.startup_seconds = training.startup_seconds or time.time() - launched_at
+        for epoch in range(training.steps_done // training.steps_per_epoch, spec.epochs):
+            row = training.train_epoch(epoch)
+            context.report(row, training.state())
+        record = training.record(study=study, arm=arm, point=point)
+        if context.rank == 0:
+            context.finish(record)
+    finally:
+        context.close()
     return record
 
 
-class _Trainer:
+class TrainingRun:
     """What one run holds on to between its steps."""
 
-    def __init__(self, spec: RunSpec, context: RunContext) -> None:
-        if context.world_size != spec.workers:
+    def __init__(self, spec: RunSpec, context: RunContext, *, elastic: bool) -> None:
+        if context.world_size != spec.workers and not (elastic and context.world_size < spec.workers):
             raise ValueError(f"workers: {spec.workers} were asked for, {context.world_size} are running")
         self.spec, self.context = spec, context
         self._began = math.nan
         self._earlier_seconds = 0.0
         self.startup_seconds = 0.0
         self.restarts = 0
-        self.epochs_done = 0
+        self.steps_done = 0
         self.rows: list[EpochRow] = []
         self.losses: list[float] = []
         self.rates: list[float] = []
         self.task = get_task(spec.task, spec.model)
         self.splits = _splits(spec.task, spec.model, spec.data_dir)
+        state = context.restore()
+        if state is not None and state["cell"] != spec.cell:
+            raise ValueError(f"checkpoint: it belongs to run {state['cell']}, this is {spec.cell}")
         # The same weights on every rank and for every arm with this seed.
         torch.manual_seed(spec.seed)
-        network = self.task.model()
-        self.model = context.wrap(network)
-        self.network = network.to(context.device)
+        self.network = spec.compute.prepare(self.task.model(), context.device)
+        self.accumulation_steps = self._accumulation_steps(state)
+        self.batches = TrainBatches(
+            self.splits.train, spec, context.rank, context.device,
+            world_size=context.world_size, accumulation_steps=self.accumulation_steps,
+        )  # fmt: skip
+        self.model = context.wrap(self.network)
+        if spec.compute.compile:
+            self.model = torch.compile(self.model)  # type: ignore[assignment]
         self.optimizer = spec.optimizer.build(self.network.parameters())
-        self.batches = TrainBatches(self.splits.train, spec, context.rank, context.device)
+        self.scaler = spec.compute.scaler(context.device)
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.total_steps = self.steps_per_epoch * spec.epochs
         self.schedule: Schedule = spec.schedule.build(
-            self.optimizer, self.total_steps, self.steps_per_epoch, self.network
+            self.optimizer, self.total_steps, self.steps_per_epoch, self.network, self.scaler
         )
         self._generator = torch.Generator(device=context.device)
+        # Losses of this epoch's steps that are not yet in ``losses``, on the device.
+        self._waiting = torch.zeros(self.steps_per_epoch, device=context.device)
+        if state is not None:
+            self._resume(state)
 
     def start_clock(self) -> None:
         """Device time counts from here: imports and loading, which reused processes skip, are start-up."""
@@ -108,31 +128,29 @@ class _Trainer:
         Every rank calls it: ranks exchange what only they know.
         """
         self.schedule.synchronize()
+        self._collect_losses()
         return {
             "cell": self.spec.cell,
-            "epochs_done": self.epochs_done,
+            "step": self.steps_done,
             "seconds": self.seconds,
             "startup_seconds": self.startup_seconds,
             "restarts": self.restarts,
+            "accumulation_steps": self.accumulation_steps,
             "model": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "schedule": self.schedule.state_dict(),
             "rows": [row.model_dump() for row in self.rows],
             "losses": torch.tensor(self.losses, dtype=torch.float64),
             "rates": torch.tensor(self.rates, dtype=torch.float64),
         }
 
-    def resume(self) -> None:
-        """Continue from the newest saved state, if there is one."""
-        state = self.context.restore()
-        if state is None:
-            return
-        if state["cell"] != self.spec.cell:
-            raise ValueError(f"checkpoint: it belongs to run {state['cell']}, this is {self.spec.cell}")
+    def _resume(self, state: State) -> None:
         self.network.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
         self.schedule.load_state_dict(state["schedule"])
-        self.epochs_done = state["epochs_done"]
+        self.steps_done = state["step"]
         self._earlier_seconds = state["seconds"]
         self.startup_seconds = state["startup_seconds"]
         self.restarts = state["restarts"] + 1
@@ -140,21 +158,25 @@ class _Trainer:
         self.losses, self.rates = state["losses"].tolist(), state["rates"].tolist()
 
     def train_epoch(self, epoch: int) -> EpochRow:
-        """One pass over the training part, then validation."""
+        """What is left of one pass over the training part, then validation."""
         self.model.train()
-        losses = torch.zeros(self.steps_per_epoch, device=self.context.device)
-        for number, micro_batches in enumerate(self.batches.epoch(epoch)):
-            self._seed(epoch * self.steps_per_epoch + number)
+        first = self.steps_done - epoch * self.steps_per_epoch
+        for number, micro_batches in enumerate(self.batches.epoch(epoch, first), start=first):
+            self._seed(self.steps_done)
             self.rates.append(float(self.schedule.get_last_lr()[0]))
             loss = self._step(micro_batches)
-            losses[number] = loss
+            self._waiting[number] = loss
             self.schedule.step(loss)
-        epoch_losses = self._sum_over_ranks(losses) / self.context.world_size
-        self.losses += epoch_losses.tolist()
-        self.epochs_done = epoch + 1
+            self.steps_done += 1
+            self.context.poll()
+            if self._saves_here():
+                self.context.save(self.state())
+        self._collect_losses()
+        epoch_losses = torch.tensor(self.losses[-self.steps_per_epoch :])
+        self._check_losses(epoch_losses)
         row = EpochRow(
-            epoch=self.epochs_done,
-            step=self.epochs_done * self.steps_per_epoch,
+            epoch=epoch + 1,
+            step=self.steps_done,
             lr=self.rates[-1],
             train_loss=float(epoch_losses.mean()),
             validation_accuracy=self.evaluate(self.splits.validation),
@@ -163,6 +185,53 @@ class _Trainer:
         self.rows.append(row)
         return row
 
+    def _saves_here(self) -> bool:
+        every = self.spec.checkpoint_every
+        return (
+            every is not None and self.steps_done % every == 0 and self.steps_done % self.steps_per_epoch > 0
+        )
+
+    def _collect_losses(self) -> None:
+        """Move this epoch's losses, averaged over the ranks, from the device to ``losses``."""
+        known, done = len(self.losses), self.steps_done
+        if known < done:
+            first = known % self.steps_per_epoch
+            waiting = self._waiting[first : first + done - known]
+            self.losses += (self._sum_over_ranks(waiting.clone()) / self.context.world_size).tolist()
+
+    def _check_losses(self, epoch_losses: torch.Tensor) -> None:
+        """A run whose weights are lost: go on or raise, as asked. The warmup may yet roll them back."""
+        warming_up = isinstance(self.schedule, AutoWarmup) and self.schedule.phase == "warmup"
+        if self.spec.on_non_finite == "finish" or warming_up or bool(epoch_losses.isfinite().any()):
+            return
+        finite = [step for step, loss in enumerate(self.losses) if math.isfinite(loss)]
+        lost = finite[-1] + 1 if finite else 0
+        raise DivergenceError(
+            f"loss: not finite since step {lost} (learning rate {self.rates[lost]:.3g}), and through all of "
+            f"epoch {self.steps_done // self.steps_per_epoch}; on_non_finite='finish' goes on all the same"
+        )
+
+    def _accumulation_steps(self, state: State | None) -> int:
+        """As given; for "auto" as in the run's earlier life, or what fits in every rank's memory."""
+        asked = self.spec.accumulation_steps
+        if asked != "auto":
+            return asked
+        if state is not None:
+            return int(state["accumulation_steps"])
+        device = self.context.device
+        whole = TrainBatches(self.splits.train, self.spec, self.context.rank, device, accumulation_steps=1)
+        ((inputs, targets),) = next(whole.epoch(0))
+        self._generator = torch.Generator(device=device)
+
+        def attempt(size: int) -> None:
+            rehearse(self.network, lambda: self._loss(self.network, inputs[:size], targets[:size]))
+
+        self.network.train()
+        found = torch.tensor(find_accumulation_steps(len(targets), attempt), device=device)
+        if self.context.world_size > 1:
+            dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        return int(found)
+
     def _seed(self, step: int) -> None:
         # Every draw (dropout, augmentation) depends on seed, step and rank: nothing to save or restore.
         seed = derive_seed(self.spec.seed, 1 + step, 1 + self.context.rank)
@@ -170,19 +239,33 @@ class _Trainer:
         self._generator.manual_seed(seed)
 
     def _step(self, micro_batches: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-        """One optimizer step; the mean training loss of this rank's share, 0-d, detached."""
+        """One optimizer step; this rank's part of the mean training loss, 0-d, detached.
+
+        The mean over the ranks of what this returns is the mean over the global batch, and so are the
+        gradients: each micro-batch counts the same, whoever computes it.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.context.device)
+        parts = self.batches.micro_batches / self.context.world_size
         for number, (inputs, targets) in enumerate(micro_batches):
-            if self.task.augment is not None:
-                inputs = self.task.augment(inputs, self._generator)
             last = number == len(micro_batches) - 1
             with contextlib.nullcontext() if last else self._no_sync():
-                loss = self.task.loss(self.model(self.task.transform(inputs)), targets) / len(micro_batches)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss = self._loss(self.model, inputs, targets) / parts
+                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         return total
+
+    def _loss(self, model: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Mean loss of one micro-batch, augmented."""
+        if self.task.augment is not None:
+            inputs = self.task.augment(inputs, self._generator)
+        with self.spec.compute.autocast(self.context.device):
+            return self.task.loss(model(self._prepared(inputs)), targets)
+
+    def _prepared(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.spec.compute.inputs(self.task.transform(inputs))
 
     def _no_sync(self) -> Any:
         no_sync = getattr(self.model, "no_sync", None)
@@ -198,9 +281,11 @@ class _Trainer:
         self.network.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.context.device)
         for inputs, targets in evaluation_batches(
-            examples, self.spec, self.context.rank, self.context.device
+            examples, self.spec, self.context.rank, self.context.device, world_size=self.context.world_size
         ):
-            correct = self.task.correct(self.network(self.task.transform(inputs)), targets)
+            with self.spec.compute.autocast(self.context.device):
+                outputs = self.network(self._prepared(inputs))
+            correct = self.task.correct(outputs, targets)
             sums += torch.stack([correct.sum(), torch.tensor(float(len(correct)), device=sums.device)])
         correct_sum, count = self._sum_over_ranks(sums).tolist()
         return float(correct_sum / count)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch
+from ray.train import CheckpointUploadMode
 from ray.train.v2._internal.execution import context as _internal_context
 from torch import nn
 
-from autolr_ray.train.context import State, load_state, save_state
+from autolr_ray.train.checkpoints import State, read_or_warn, save_state
 from autolr_ray.train.record import EpochRow, RunRecord, write_record
 
 _FILE = "checkpoint.pt"
@@ -40,23 +42,59 @@ class RayTrainContext:
         return wrapped
 
     def restore(self) -> State | None:
-        """The run's newest checkpoint that was reported whole."""
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
+        """The newest reported checkpoint that can be read; a damaged one is passed over with a warning.
+
+        Raises:
+            ValueError: there are checkpoints, and none can be read.
+        """
+        newest = ray.train.get_checkpoint()
+        if newest is None:
             return None
-        with checkpoint.as_directory() as folder:
-            return load_state(Path(folder) / _FILE)
+        state = _read(newest)
+        if state is not None:
+            return state
+        earlier = [found.checkpoint for found in reversed(ray.train.get_all_reported_checkpoints())]
+        for checkpoint in earlier:
+            if checkpoint.path != newest.path and (state := _read(checkpoint)) is not None:
+                return state
+        raise ValueError(
+            f"checkpoint: neither {newest.path} nor one before it can be read; delete the run's folder to "
+            "start it anew"
+        )
+
+    def save(self, state: State) -> None:
+        """Report rank 0's state as checkpoint, without metrics but the step."""
+        self._report({"step": state["step"]}, state)
 
     def report(self, row: EpochRow, state: State) -> None:
         """Report the row; rank 0 hands the state over as checkpoint."""
-        metrics = row.model_dump()
+        self._report(row.model_dump(), state)
+
+    def _report(self, metrics: dict[str, Any], state: State) -> None:
         if self.rank != 0:
             ray.train.report(metrics)
             return
-        with tempfile.TemporaryDirectory() as folder:
-            save_state(state, Path(folder) / _FILE)
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        # Written here at once, carried to the storage while training goes on, then deleted.
+        folder = tempfile.mkdtemp(prefix="autolr_ray-")
+        save_state(state, Path(folder) / _FILE, durable=False)
+        ray.train.report(
+            metrics,
+            checkpoint=ray.train.Checkpoint.from_directory(folder),
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+        )
+
+    def poll(self) -> None:
+        """Nothing to do: Ray publishes."""
+
+    def close(self) -> None:
+        """Nothing to do: Ray waits for its uploads when the loop returns."""
 
     def finish(self, record: RunRecord) -> None:
         """Write the record where the sweep finds it."""
         write_record(record, self._record_dir)
+
+
+def _read(checkpoint: ray.train.Checkpoint) -> State | None:
+    with checkpoint.as_directory() as folder:
+        return read_or_warn(Path(folder) / _FILE)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 from torch import nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from autolr_ray.schedule import AutoWarmup, LinearWarmup, Schedule
@@ -36,12 +37,17 @@ class AutoWarmupSpec(Config):
         return self
 
     def build(
-        self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int, model: nn.Module
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        steps_per_epoch: int,
+        model: nn.Module,
+        scaler: GradScaler,
     ) -> Schedule:
         """The schedule for a run of ``total_steps``."""
         return AutoWarmup(
             optimizer, total_steps, steps_per_epoch=steps_per_epoch,
-            model=model if self.rollback else None, rule=self.rule, decay=self.decay,
+            model=model if self.rollback else None, scaler=scaler, rule=self.rule, decay=self.decay,
             fallback=self.fallback, min_lr=self.min_lr, max_lr=self.max_lr,
             max_warmup_fraction=self.max_warmup_fraction,
         )  # fmt: skip
@@ -56,7 +62,12 @@ class LinearWarmupSpec(Config):
     decay: DecayName = "cosine"
 
     def build(
-        self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int, model: nn.Module
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        steps_per_epoch: int,
+        model: nn.Module,
+        scaler: GradScaler,
     ) -> Schedule:
         """The schedule for a run of ``total_steps``."""
         return LinearWarmup(

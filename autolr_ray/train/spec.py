@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainValidator, model_validator
 
+from autolr_ray.train.compute import Compute
 from autolr_ray.train.config import Config
 from autolr_ray.train.optimizers import AdamW, OptimizerSpec
 from autolr_ray.train.schedules import AutoWarmupSpec, ScheduleSpec
@@ -16,14 +17,31 @@ from autolr_ray.train.schedules import AutoWarmupSpec, ScheduleSpec
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
-def require_divisible(field: str, batch_size: int, workers: int, accumulation_steps: int) -> None:
+def _steps_or_auto(value: object) -> object:
+    if value == "auto" or (type(value) is int and value >= 1):
+        return value
+    raise ValueError(f"{value!r} is not allowed; an integer >= 1 or 'auto' is needed")
+
+
+AccumulationSteps = Annotated[int | Literal["auto"], PlainValidator(_steps_or_auto)]
+
+
+def require_divisible(
+    field: str, batch_size: int, workers: int, accumulation_steps: AccumulationSteps
+) -> None:
     """ValueError that names ``field`` unless every worker and micro-batch gets the same share."""
-    parts = workers * accumulation_steps
+    steps = 1 if accumulation_steps == "auto" else accumulation_steps
+    parts = workers * steps
     if batch_size % parts:
         raise ValueError(
             f"{field}: {batch_size} is not allowed; it must be divisible by workers x accumulation_steps "
-            f"({workers} x {accumulation_steps} = {parts})"
+            f"({workers} x {steps} = {parts})"
         )
+
+
+_NOT_DECIDING = {"data_dir", "loader_workers", "checkpoint_every", "on_non_finite"}
+# Left out of the hash at their usual values, so that runs from before they existed keep their names.
+_ADDED_LATER: dict[str, Any] = {"compute": Compute().model_dump(mode="json")}
 
 
 class RunSpec(Config):
@@ -35,11 +53,17 @@ class RunSpec(Config):
         data_dir: where the data set lies; None for the packaged one.
         batch_size: global batch size = workers x per-worker batch x accumulation_steps.
         workers: processes that share each batch.
-        accumulation_steps: micro-batches in a row that make up a worker's share of one batch.
+        accumulation_steps: micro-batches in a row that make up a worker's share of one batch; "auto": as few
+            as the GPU's memory allows, found before the first step.
         epochs: passes over the training part; a last batch that is not full is left out.
         optimizer, schedule: see their modules.
         seed: decides initial weights, data order and every other random draw.
+        compute: see :class:`Compute`.
         loader_workers: loading processes for data that is not held in memory.
+        checkpoint_every: optimizer steps between checkpoints inside an epoch; there is one at each epoch's
+            end anyway.
+        on_non_finite: when every loss of an epoch after the warmup was NaN or infinite, "finish" the run as
+            it is (in a comparison that is a result) or "raise" an error.
     """
 
     task: str
@@ -47,12 +71,15 @@ class RunSpec(Config):
     data_dir: Path | None = None
     batch_size: PositiveInt
     workers: PositiveInt = 1
-    accumulation_steps: PositiveInt = 1
+    accumulation_steps: AccumulationSteps = 1
     epochs: PositiveInt
     optimizer: OptimizerSpec = AdamW()
     schedule: ScheduleSpec = AutoWarmupSpec()
     seed: Annotated[int, Field(ge=0)] = 0
+    compute: Compute = Compute()
     loader_workers: Annotated[int, Field(ge=0)] = 0
+    checkpoint_every: PositiveInt | None = None
+    on_non_finite: Literal["finish", "raise"] = "finish"
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
@@ -60,13 +87,11 @@ class RunSpec(Config):
         return self
 
     @property
-    def micro_batch_size(self) -> int:
-        """Examples that one worker takes at once."""
-        return self.batch_size // (self.workers * self.accumulation_steps)
-
-    @property
     def cell(self) -> str:
         """Hash of all that decides the result: equal specs have equal results. 16 hex digits."""
-        decisive = self.model_dump(mode="json", exclude={"data_dir", "loader_workers"})
+        decisive = self.model_dump(mode="json", exclude=_NOT_DECIDING)
+        for name, usual in _ADDED_LATER.items():
+            if decisive[name] == usual:
+                del decisive[name]
         text = json.dumps({"format": 1, **decisive}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
+from pydantic import model_validator
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
@@ -15,7 +16,7 @@ from autolr_ray.train.config import Config
 from autolr_ray.train.context import LocalContext
 from autolr_ray.train.loop import run
 from autolr_ray.train.record import EpochRow, RunRecord
-from autolr_ray.train.spec import RunSpec
+from autolr_ray.train.spec import PositiveInt, RunSpec
 
 
 class RunRequest(Config):
@@ -27,6 +28,9 @@ class RunRequest(Config):
         runs_dir: checkpoints go to ``runs_dir/<name>``; reachable from every node.
         record_dir: the finished record goes to ``record_dir/<cell>.json``; likewise.
         use_gpu: one GPU for each worker.
+        min_workers: an elastic run, on ``TorchTrainer`` alone: starts, and goes on when a node is lost, with
+            as few as these; None: ``spec.workers``, always.
+        keep_checkpoints: how many of the newest stay while the run lasts.
     """
 
     spec: RunSpec
@@ -36,7 +40,17 @@ class RunRequest(Config):
     runs_dir: Path
     record_dir: Path
     use_gpu: bool = False
+    min_workers: PositiveInt | None = None
+    keep_checkpoints: PositiveInt = 2
     launched_at: float | None = None
+
+    @model_validator(mode="after")
+    def _shrinks(self) -> Self:
+        if self.min_workers is not None and self.min_workers > self.spec.workers:
+            raise ValueError(
+                f"min_workers: {self.min_workers} is not allowed; the run has {self.spec.workers} workers"
+            )
+        return self
 
     @property
     def name(self) -> str:
@@ -53,7 +67,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     request = RunRequest.model_validate_json(config["request"])
     run(
         request.spec, RayTrainContext(request.record_dir), study=request.study, arm=request.arm,
-        point=request.point, launched_at=request.launched_at,
+        point=request.point, launched_at=request.launched_at, elastic=request.min_workers is not None,
     )  # fmt: skip
 
 
@@ -62,15 +76,17 @@ def build_trainer(
 ) -> TorchTrainer:
     """The trainer of this run; ``fit()`` starts it, or continues it where one of its name was cut off."""
     request = request.model_copy(update={"launched_at": request.launched_at or time.time()})
+    most = request.spec.workers
+    workers = (request.min_workers, most) if (request.min_workers or most) < most else most
     return TorchTrainer(
         train_loop_per_worker,
         train_loop_config={"request": request.model_dump_json()},
-        scaling_config=ScalingConfig(num_workers=request.spec.workers, use_gpu=request.use_gpu),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=request.use_gpu),
         run_config=RunConfig(
             name=request.name,
             storage_path=str(request.runs_dir),
             failure_config=FailureConfig(max_failures=max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            checkpoint_config=CheckpointConfig(num_to_keep=request.keep_checkpoints),
             callbacks=callbacks or [],
         ),
     )
@@ -82,6 +98,7 @@ def run_in_process(request: RunRequest, *, on_report: Callable[[EpochRow], None]
         request.runs_dir / request.name,
         request.record_dir,
         device=torch.device("cuda" if request.use_gpu else "cpu"),
+        keep_checkpoints=request.keep_checkpoints,
         on_report=on_report,
     )
     return run(

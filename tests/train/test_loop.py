@@ -21,7 +21,7 @@ from train_helpers import AUTO, LINEAR, PAPER, STEPS_PER_EPOCH, Cut, SpyContext,
 from autolr_ray.schedule import LinearWarmup
 from autolr_ray.train import OPTIMIZERS, LocalContext, RunRecord, loop, run
 from autolr_ray.train.batches import TrainBatches
-from autolr_ray.train.context import load_state, save_state
+from autolr_ray.train.checkpoints import CheckpointFolder, load_state, save_state
 from autolr_ray.train.record import write_record
 
 SCHEDULES = {"robust": AUTO, "paper": PAPER, "linear": LINEAR}
@@ -331,7 +331,7 @@ def test_rows_are_published_after_their_state_is_safe(tmp_path):
 
     def on_report(row):
         published.append(row.epoch)
-        assert load_state(tmp_path / "run" / "checkpoint.pt")["epochs_done"] == row.epoch
+        assert CheckpointFolder(tmp_path / "run").newest()["step"] == row.step
 
     context = LocalContext(
         tmp_path / "run", tmp_path / "records", device=torch.device("cpu"), on_report=on_report
@@ -411,10 +411,12 @@ def test_a_run_goes_on_when_the_disk_has_room_again(call, tmp_path, whole):
             if (epoch, when) == (4, "before"):
                 stack.enter_context(full_disk(call))
 
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(
+            OSError, match=r"checkpoint: .*-000000100.pt cannot be written \(No space left.*-000000075.pt"
+        ):
             run(spec, SpyContext(tmp_path, cut))
-    assert [file.name for file in (tmp_path / "run").iterdir()] == ["checkpoint.pt"]
-    assert load_state(tmp_path / "run" / "checkpoint.pt")["epochs_done"] == 3
+    kept = sorted(file.name for file in (tmp_path / "run").iterdir())
+    assert kept == ["checkpoint-000000050.pt", "checkpoint-000000075.pt"]
     record, _ = helpers.train(spec, tmp_path)
     assert result(record) == result(whole(spec)[0])
 
@@ -510,3 +512,35 @@ def test_two_workers_cut_off_in_every_epoch(name, pair):
     whole_run, cut = pair(name, "whole"), pair(name, "cut")
     assert result(cut) == result(whole_run)
     assert cut.restarts == cut.epochs
+
+
+# --- fewer processes than asked for ---
+
+
+def test_a_run_that_loses_workers_keeps_its_batches_and_its_schedule(whole, tmp_path):
+    """Four workers are asked for; three come, then two, then one: the same global batches all along."""
+    spec = spec_of("simple", workers=4, batch_size=8)
+    file = tmp_path / "spec.json"
+    file.write_text(spec.model_dump_json())
+    for world_size, last_epoch in ((3, 2), (2, 5)):
+        command = [sys.executable, helpers.__file__, str(tmp_path), str(file)]
+        ranks = [
+            subprocess.Popen(
+                [*command, str(rank), str(world_size), str(last_epoch)], stderr=subprocess.PIPE, text=True
+            )
+            for rank in range(world_size)
+        ]
+        errors = [rank.communicate(timeout=120)[1] for rank in ranks]
+        assert [rank.returncode for rank in ranks] == [0] * world_size, "\n".join(errors)
+    record = run(spec, SpyContext(tmp_path), elastic=True)
+    assert record.restarts == 2
+    alone, _ = whole(spec_of("simple"))
+    assert (record.switch_step, record.rolled_back_to) == (alone.switch_step, alone.rolled_back_to)
+    assert record.trace.lr == pytest.approx(alone.trace.lr, rel=1e-6)
+    assert record.trace.loss == pytest.approx(alone.trace.loss, rel=1e-5)
+    assert record.test_accuracy == alone.test_accuracy
+
+
+def test_fewer_workers_are_refused_unless_the_run_is_elastic(tmp_path):
+    with pytest.raises(ValueError, match="workers: 4 were asked for, 1 are running"):
+        run(spec_of(workers=4), SpyContext(tmp_path))

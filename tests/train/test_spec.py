@@ -28,10 +28,16 @@ def test_a_batch_must_divide_among_workers_and_micro_batches():
     message = refusal(workers=3, accumulation_steps=2)
     assert "batch_size: 64 is not allowed" in message
     assert "divisible by workers x accumulation_steps (3 x 2 = 6)" in message
-    assert spec(workers=4, accumulation_steps=2).micro_batch_size == 8
 
 
-@pytest.mark.parametrize("field", ["batch_size", "workers", "accumulation_steps", "epochs"])
+@pytest.mark.parametrize("value", [0, -1, "all", 2.0, True])
+def test_accumulation_steps_are_a_count_or_auto(value):
+    message = refusal(accumulation_steps=value)
+    assert message == f"accumulation_steps: {value!r} is not allowed; an integer >= 1 or 'auto' is needed"
+    assert spec(accumulation_steps="auto").cell != spec().cell
+
+
+@pytest.mark.parametrize("field", ["batch_size", "workers", "epochs", "checkpoint_every"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_counts_are_at_least_one(field, value):
     message = refusal(**{field: value})
@@ -140,8 +146,11 @@ DECIDING = {
     "optimizer": {"name": "adamp"},
     "schedule": {"kind": "linear_warmup", "peak_lr": 0.1},
     "seed": 1,
+    "compute": {"channels_last": True},
 }
-NOT_DECIDING = {"data_dir": "/data", "loader_workers": 4}
+NOT_DECIDING = {
+    "data_dir": "/data", "loader_workers": 4, "checkpoint_every": 10, "on_non_finite": "raise"
+}  # fmt: skip
 
 
 def test_every_field_is_said_to_decide_or_not():

@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 
 from autolr_ray.tasks import Splits, Task, TensorData
 from autolr_ray.train import LocalContext, RunRecord, RunSpec, run
-from autolr_ray.train.context import State
+from autolr_ray.train.checkpoints import State
 from autolr_ray.train.record import EpochRow
 
 FEATURES, CLASSES = 12, 3
@@ -157,6 +157,9 @@ class SpyContext(LocalContext):
         buffer.seek(0)
         self.saved = torch.load(buffer, weights_only=True)
         super().report(row, state)
+        # Not while the next epoch goes on, so that tests know when what happens.
+        self.close()
+        self.poll()
 
 
 def train(spec: RunSpec, folder: Path) -> tuple[RunRecord, State]:
@@ -221,13 +224,12 @@ def assert_same(left: Any, right: Any, where: str = "state") -> None:
 
 
 class GlooContext(LocalContext):
-    """One of two processes of ``torch.distributed``; the first saves for both."""
-
-    world_size = 2
+    """One of several processes of ``torch.distributed``; the first saves for all."""
 
     def __init__(self, rank: int, folder: Path, cut: Callable[[int], None]) -> None:
         super().__init__(folder / "run", folder / "records", device=torch.device("cpu"))
         self.rank, self.cut = rank, cut
+        self.world_size = dist.get_world_size()
 
     def wrap(self, model: nn.Module) -> nn.Module:
         return nn.parallel.DistributedDataParallel(model)
@@ -235,6 +237,8 @@ class GlooContext(LocalContext):
     def report(self, row: EpochRow, state: State) -> None:
         if self.rank == 0:
             super().report(row, state)
+            self.close()
+            self.poll()
         dist.barrier()
         self.cut(row.epoch)
 
@@ -263,6 +267,21 @@ def two_processes(rank: int, folder: Path, specs: dict[str, tuple[RunSpec, bool]
                 dist.barrier()
             if rank == 0:
                 (here / "result.json").write_text(record.model_dump_json())
+    dist.destroy_process_group()
+
+
+def shrinking(rank: int, world_size: int, folder: Path, spec: RunSpec, last_epoch: int) -> None:
+    """One rank's part of a life of an elastic run: up to ``last_epoch``, then the node is lost."""
+    torch.set_num_threads(1)
+    store = f"file://{folder / f'store-{world_size}'}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
+
+    def cut(epoch: int) -> None:
+        if epoch == last_epoch:
+            raise Cut
+
+    with contextlib.suppress(Cut):
+        run(spec, GlooContext(rank, folder, cut), elastic=True)
     dist.destroy_process_group()
 
 
@@ -304,10 +323,16 @@ def _watched(model: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
 ray_mlp = Task(name="mlp", data=tensors, model=_watched(network), transform=scale, augment=jitter)
 ray_simple = Task(name="simple", data=tensors, model=_watched(simple_network), transform=scale64)
 
-if __name__ == "__main__":  # FOLDER SPECS RANK
+if __name__ == "__main__":  # FOLDER SPECS RANK, or FOLDER SPEC RANK WORLD_SIZE LAST_EPOCH
     # Under this name too, because specs name tasks of the module train_helpers.
     import train_helpers
 
+    if len(sys.argv) == 6:
+        folder, file, *numbers = sys.argv[1:]
+        rank_, world_size, last_epoch = map(int, numbers)
+        shrunk = RunSpec.model_validate_json(Path(file).read_text())
+        train_helpers.shrinking(rank_, world_size, Path(folder), shrunk, last_epoch)
+        sys.exit()
     folder, file, rank = sys.argv[1:]
     specs = {
         name: (RunSpec.model_validate(spec), is_cut)
