@@ -16,6 +16,8 @@ from torch import nn
 
 from autolr_ray.train.checkpoints import State, read_or_warn, save_state
 from autolr_ray.train.record import EpochRow, RunRecord, write_record
+from autolr_ray.train.spec import RunSpec
+from autolr_ray.train.watch import DashboardMetrics, TensorBoardLog
 
 _FILE = "checkpoint.pt"
 
@@ -25,14 +27,20 @@ class RayTrainContext:
 
     Args:
         record_dir: where rank 0 writes the record, reachable from every node.
+        spec: the run.
+        log_dir: where rank 0 writes TensorBoard files, reachable from every node; None: none.
     """
 
-    def __init__(self, record_dir: Path) -> None:
+    def __init__(self, record_dir: Path, spec: RunSpec, *, log_dir: Path | None = None) -> None:
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
         self._record_dir = record_dir
+        self._spec = spec
+        name = context.get_experiment_name()
+        self._metrics = DashboardMetrics(name) if self.rank == 0 else None
+        self._log = TensorBoardLog(log_dir / name) if self.rank == 0 and log_dir is not None else None
         # Ray logs a line for each report of each worker; the sweep prints its own progress.
         logging.getLogger(_internal_context.__name__).setLevel(logging.WARNING)
 
@@ -69,6 +77,10 @@ class RayTrainContext:
     def report(self, row: EpochRow, state: State) -> None:
         """Report the row; rank 0 hands the state over as checkpoint."""
         self._report(row.model_dump(), state)
+        if self._metrics is not None:
+            self._metrics.row(row)
+        if self._log is not None:
+            self._log.row(row)
 
     def _report(self, metrics: dict[str, Any], state: State) -> None:
         if self.rank != 0:
@@ -93,6 +105,8 @@ class RayTrainContext:
     def finish(self, record: RunRecord) -> None:
         """Write the record where the sweep finds it."""
         write_record(record, self._record_dir)
+        if self._log is not None:
+            self._log.finish(record, self._spec)
 
 
 def _read(checkpoint: ray.train.Checkpoint) -> State | None:

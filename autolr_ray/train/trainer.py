@@ -27,6 +27,8 @@ class RunRequest(Config):
         study, arm, point: labels.
         runs_dir: checkpoints go to ``runs_dir/<name>``; reachable from every node.
         record_dir: the finished record goes to ``record_dir/<cell>.json``; likewise.
+        log_dir: TensorBoard files of a ``TorchTrainer`` run go to ``log_dir/<name>``; None: none (a sweep has
+            Tune's).
         use_gpu: one GPU for each worker.
         min_workers: an elastic run, on ``TorchTrainer`` alone: starts, and goes on when a node is lost, with
             as few as these; None: ``spec.workers``, always.
@@ -39,6 +41,7 @@ class RunRequest(Config):
     point: str = ""
     runs_dir: Path
     record_dir: Path
+    log_dir: Path | None = None
     use_gpu: bool = False
     min_workers: PositiveInt | None = None
     keep_checkpoints: PositiveInt = 2
@@ -65,9 +68,10 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     from autolr_ray.train.ray_context import RayTrainContext
 
     request = RunRequest.model_validate_json(config["request"])
+    context = RayTrainContext(request.record_dir, request.spec, log_dir=request.log_dir)
     run(
-        request.spec, RayTrainContext(request.record_dir), study=request.study, arm=request.arm,
-        point=request.point, launched_at=request.launched_at, elastic=request.min_workers is not None,
+        request.spec, context, study=request.study, arm=request.arm, point=request.point,
+        launched_at=request.launched_at, elastic=request.min_workers is not None,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import struct
 import threading
 import time
 from pathlib import Path
@@ -10,10 +11,12 @@ import pytest
 import ray
 import train_helpers as helpers
 from ray.train import UserCallback
+from tensorboardX.proto import event_pb2
 from train_helpers import result, spec_of
 
 from autolr_ray.train import RunRecord
 from autolr_ray.train.trainer import RunRequest, build_trainer, run_in_process
+from autolr_ray.train.watch import settings
 
 EPOCH = helpers.STEPS_PER_EPOCH
 
@@ -43,7 +46,9 @@ def watch(ray_tmp, tmp_path_factory):
 
 
 def request_of(folder, spec, **labels):
-    return RunRequest(spec=spec, runs_dir=folder / "runs", record_dir=folder / "records", **labels)
+    return RunRequest(
+        spec=spec, runs_dir=folder / "runs", record_dir=folder / "records", log_dir=folder / "logs", **labels
+    )
 
 
 class Seen:
@@ -154,6 +159,33 @@ def test_the_record_and_the_report(fit):
     assert seen.fitted.metrics == record.epoch_rows[-1].model_dump()
     assert Path(seen.fitted.path) == seen.request.runs_dir / f"auto-p-1_w-2-b8-s0-{ONE.cell}"
     assert [file.name for file in seen.request.record_dir.iterdir()] == [f"{ONE.cell}.json"]
+
+
+def events_in(folder):
+    """(tag, step, value) of the scalars in the event files of ``folder``, files in the order of writing."""
+    found = []
+    for path in sorted(folder.glob("events*"), key=lambda path: path.stat().st_mtime):
+        content, place = path.read_bytes(), 0
+        while place < len(content):
+            (length,) = struct.unpack_from("<Q", content, place)  # then a checksum, the event, a checksum
+            event = event_pb2.Event.FromString(content[place + 12 : place + 12 + length])
+            found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+            place += length + 16
+    return found
+
+
+def test_tensorboard_shows_epochs_steps_and_settings(fit):
+    seen = fit(ONE)
+    folder = seen.request.log_dir / seen.request.name
+    scalars = {(tag, step): value for tag, step, value in events_in(folder)}
+    for row in seen.record.epoch_rows:
+        for name in ("train_loss", "validation_accuracy", "lr"):
+            assert scalars[f"epoch/{name}", row.step] == pytest.approx(getattr(row, name), rel=1e-6)
+    for step, lr in enumerate(seen.record.trace.lr):
+        assert scalars["step/lr", step] == pytest.approx(lr, rel=1e-6)
+    results = {tag: value for tag, _, value in events_in(folder / "hparams")}
+    assert results["result/test_accuracy"] == pytest.approx(seen.record.test_accuracy)
+    assert settings(seen.request.spec)["schedule.kind"] == "auto_warmup"
 
 
 def test_two_workers_do_what_one_does(fit, in_process):
