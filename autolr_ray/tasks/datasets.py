@@ -18,7 +18,7 @@ from torch import Tensor
 
 from autolr_ray.tasks import image_folder
 from autolr_ray.tasks.idx import read_idx
-from autolr_ray.tasks.images import CropAndFlip, Normalise
+from autolr_ray.tasks.images import CropAndFlip, Normalise, PCALighting
 from autolr_ray.tasks.task import Splits, TensorData, hold_out
 
 _SUBSET = Path(__file__).parent / "data" / "fashion_mnist_subset"
@@ -268,6 +268,7 @@ DATA_SETS = {
         image_size=image_folder.CROP,
         default_model="resnet50",
         transform=_IMAGENET,
+        augment=PCALighting(),
     ),
 }
 

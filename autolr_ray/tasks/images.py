@@ -70,8 +70,6 @@ _EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.583
 class PCALighting:
     """Shift each image's colour by a random amount along ImageNet's principal colours.
 
-    Not part of the packaged ``imagenet`` task; ``dataclasses.replace(task, augment=PCALighting())`` adds it.
-
     Attributes:
         std: standard deviation of the amounts; 0.1 in the usual recipes.
     """

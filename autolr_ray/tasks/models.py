@@ -10,7 +10,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from autolr_ray.tasks.wide_resnet import wide_resnet
 
@@ -130,6 +131,11 @@ _BUILDERS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "wide_resnet28_10": _wide_resnet28_10,
     "efficientnet_b0": _efficientnet_b0,
     "vit_small": _vit_small,
+}
+
+# Losses other than cross entropy, by model: label smoothing belongs to how EfficientNet is trained.
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "efficientnet_b0": partial(functional.cross_entropy, label_smoothing=0.1)
 }
 
 MODELS = tuple(_BUILDERS)

@@ -9,8 +9,10 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from torch.nn import functional as F
+
 from autolr_ray.tasks.datasets import DATA_SETS, TASKS
-from autolr_ray.tasks.models import build_model, check_model
+from autolr_ray.tasks.models import LOSSES, build_model, check_model
 from autolr_ray.tasks.task import Task
 
 
@@ -53,6 +55,7 @@ def get_task(task: str, model: str | None = None) -> Task:
             channels=data_set.channels,
             image_size=data_set.image_size,
         ),
+        loss=LOSSES.get(model, F.cross_entropy),
         transform=data_set.transform,
         augment=data_set.augment,
     )

@@ -93,8 +93,18 @@ def test_parts_fit_each_other(task, classes):
     assert made.loss(outputs, torch.tensor([0, 1, 2, classes - 1])).ndim == 0
 
 
-def test_augmentation_for_cifar_only():
-    assert [name for name in TASKS if get_task(name).augment is not None] == ["cifar10", "cifar100"]
+def test_augmentation_of_colour_images_only():
+    augmented = [name for name in TASKS if get_task(name).augment is not None]
+    assert augmented == ["cifar10", "cifar100", "imagenet"]
+
+
+def test_label_smoothing_for_efficientnet_only():
+    outputs, targets = torch.tensor([[4.0, 0.0, 0.0]]), torch.tensor([0])
+    plain = get_task("cifar10", "resnet18").loss(outputs, targets)
+    smooth = get_task("cifar10", "efficientnet_b0").loss(outputs, targets)
+    logs = torch.log_softmax(outputs, dim=1)[0]
+    assert plain.item() == pytest.approx(-logs[0].item())
+    assert smooth.item() == pytest.approx(-(0.9 * logs[0] + 0.1 * logs.mean()).item())
 
 
 @pytest.mark.parametrize("name", TASKS)
