@@ -66,7 +66,10 @@ class AdamW(Config):
 
     def build(self, parameters: Parameters) -> Optimizer:
         """The optimizer over ``parameters``."""
-        return torch.optim.AdamW(parameters, lr=_LR, betas=self.betas, weight_decay=self.weight_decay)
+        found = list(parameters)
+        return torch.optim.AdamW(
+            found, lr=_LR, betas=self.betas, weight_decay=self.weight_decay, fused=_on_gpu(found)
+        )
 
 
 class SGDNesterov(Config):
@@ -78,9 +81,16 @@ class SGDNesterov(Config):
 
     def build(self, parameters: Parameters) -> Optimizer:
         """The optimizer over ``parameters``."""
+        found = list(parameters)
         return torch.optim.SGD(
-            parameters, lr=_LR, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=True
-        )
+            found, lr=_LR, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=True,
+            fused=_on_gpu(found),
+        )  # fmt: skip
+
+
+def _on_gpu(parameters: list[torch.nn.Parameter]) -> bool | None:
+    """True, for one kernel a step, where all parameters are on a GPU; None, torch's own choice, elsewhere."""
+    return all(parameter.is_cuda for parameter in parameters) or None
 
 
 OptimizerSpec = Annotated[AdamP | Lamb | AdamW | SGDNesterov, Field(discriminator="name")]
