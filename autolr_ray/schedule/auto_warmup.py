@@ -157,6 +157,11 @@ class AutoWarmup(Schedule):
         """Where the schedule is: "warmup" or "decay"."""
         return "warmup" if self.peak_lr is None else "decay"
 
+    @property
+    def reason(self) -> str:
+        """What the last test decided, in words."""
+        return self.receipts[-1].reason if self.receipts else "no test yet"
+
     def step(self, loss: Loss) -> None:  # type: ignore[override]
         """Call once after each optimizer step, with the training loss of that step.
 
@@ -313,6 +318,9 @@ class AutoWarmup(Schedule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from ``state_dict``; ValueError, and nothing changed, where it does not fit."""
+        self._check(state_dict)
+        if self._snapshots is not None:
+            self._snapshots.load_state_dict(state_dict["snapshots"])
         super().load_state_dict(state_dict)
         self.peak_lr = state_dict["peak_lr"]
         self.switch_step = state_dict["switch_step"]
@@ -324,6 +332,4 @@ class AutoWarmup(Schedule):
         self.rule.load_state_dict(state_dict["rule"])
         self.receipts = [Receipt.from_dict(receipt) for receipt in state_dict["receipts"]]
         self.trace.load_state_dict(state_dict["trace"])
-        if self._snapshots is not None:
-            self._snapshots.load_state_dict(state_dict["snapshots"])
         self._set_lr(self._lr())

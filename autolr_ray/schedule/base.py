@@ -111,6 +111,12 @@ class Schedule(LRScheduler):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from ``state_dict``; ValueError, and nothing changed, where it does not fit."""
+        self._check(state_dict)
+        self.last_epoch = int(state_dict["last_epoch"])
+        self._ratios = [float(ratio) for ratio in state_dict["ratios"]]
+        self.base_lrs = list(self._ratios)
+
+    def _check(self, state_dict: dict[str, Any]) -> None:
         for key, own in (("version", 1), ("kind", type(self).__name__)):
             if state_dict.get(key) != own:
                 raise ValueError(
@@ -127,9 +133,6 @@ class Schedule(LRScheduler):
                 f"state_dict: it has {len(state_dict['ratios'])} parameter groups, "
                 f"the optimizer has {len(self._ratios)}"
             )
-        self.last_epoch = int(state_dict["last_epoch"])
-        self._ratios = [float(ratio) for ratio in state_dict["ratios"]]
-        self.base_lrs = list(self._ratios)
 
 
 def _group_ratios(optimizer: Optimizer) -> list[float]:

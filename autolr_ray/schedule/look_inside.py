@@ -65,7 +65,7 @@ def plot(scheduler: AutoWarmup) -> Figure:
     loss_axes.set_ylabel("training loss")
     test_axes.set_ylabel("test / threshold")
     test_axes.set_xlabel("optimizer step")
-    figure.suptitle(receipts[-1].reason if receipts else "no test yet", fontsize=10)
+    figure.suptitle(scheduler.reason, fontsize=10)
     return figure
 
 

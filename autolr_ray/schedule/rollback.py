@@ -45,7 +45,7 @@ class SnapshotStore:
     def __init__(
         self, model: nn.Module, optimizer: Optimizer, *, scaler: HasState | None = None, place: str = "host"
     ) -> None:
-        self._model = model
+        self._model = _bare(model)
         self._optimizer = optimizer
         self._scaler = scaler
         self._on_host = place == "host"
@@ -141,8 +141,28 @@ class SnapshotStore:
         return {"snapshots": dict(self._snapshots)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state``."""
+        """Continue from ``state``; ValueError, and nothing changed, where it is of another model."""
+        present = {name: tensor.shape for name, tensor in _tensors(self._model).items()}
+        for snapshot in state["snapshots"].values():
+            kept = {name: tensor.shape for name, tensor in snapshot["model"].items()}
+            if kept != present:
+                other = sorted(name for name in kept | present if kept.get(name) != present.get(name))
+                raise ValueError(
+                    f"state_dict: its snapshots are of another model; {len(other)} tensors differ, "
+                    f"the first is {other[0]!r}"
+                )
         self._snapshots = {int(step): snapshot for step, snapshot in state["snapshots"].items()}
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """The user's own module under PyTorch's wrappers: with the same names on any number of workers."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
 
 
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:

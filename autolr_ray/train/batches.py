@@ -133,9 +133,13 @@ class _Seeded(Dataset[Any]):
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
         seed, index = key
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, index))
+        # As fork_rng and manual_seed do, without what they do for devices: this is called for each example.
+        before = torch.get_rng_state()
+        try:
+            torch.default_generator.manual_seed(derive_seed(seed, index))
             return self._examples[index]
+        finally:
+            torch.set_rng_state(before)
 
 
 def evaluation_batches(

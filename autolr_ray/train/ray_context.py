@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,7 @@ class RayTrainContext:
             metrics,
             checkpoint=ray.train.Checkpoint.from_directory(folder),
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=_upload,
             delete_local_checkpoint_after_upload=True,
         )
 
@@ -107,6 +109,28 @@ class RayTrainContext:
         write_record(record, self._record_dir)
         if self._log is not None:
             self._log.finish(record, self._spec)
+
+
+def _upload(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+    """Carry the checkpoint to the storage, in Ray's thread; what cannot be carried leaves nothing there.
+
+    Raises:
+        OSError: it cannot be written; it ends this life of the run.
+    """
+    storage = ray.train.get_context().get_storage()
+    try:
+        return storage.persist_current_checkpoint(checkpoint, name)
+    except OSError as error:
+        path = storage.build_checkpoint_path_from_name(name)
+        with suppress(OSError):
+            storage.storage_filesystem.delete_dir(path)
+        newest = ray.train.get_checkpoint()
+        # With the cause's own words: by them Ray tells what to try again.
+        raise OSError(
+            f"checkpoint: {path} cannot be written ({error}); the newest whole one is "
+            f"{newest.path if newest else 'none'}; start the run again when the storage can be written to, "
+            "it goes on from there"
+        ) from error
 
 
 def _read(checkpoint: ray.train.Checkpoint) -> State | None:

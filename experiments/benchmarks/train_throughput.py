@@ -11,7 +11,8 @@ sides see the same machine; ratios are medians over pairs of neighbouring epochs
   warmup and cosine decay.
 - ``checkpoint``: milliseconds of an epoch's checkpoint that the loop waits for (the copy to the host) and
   until it is on the disk, and megabytes, of ResNet-18 with AdamW after the warmup's end.
-- ``startup``: seconds from launching a run to its first step, in a plain process that has just been started.
+- ``startup``: seconds from launching a run to its first step, in a plain process that has just been started,
+  and as a ``TorchTrainer`` of one worker on a Ray that is up.
 - On a GPU, ``resnet50``: images/s in bfloat16, channels_last, synthetic 224x224 images on the device,
   and the share of the device's measured bfloat16 matrix-multiplication rate (3 x 4.09e9 x 2 operations an
   image).
@@ -189,6 +190,29 @@ def time_startup(tell: Callable[..., None]) -> None:
     tell("startup", where="plain process", seconds=float(found.stdout))
 
 
+def time_startup_on_ray(tell: Callable[..., None]) -> None:
+    """The same run as a ``TorchTrainer``."""
+    import ray
+
+    from autolr_ray.train.record import RunRecord
+    from autolr_ray.train.trainer import RunRequest, build_trainer
+
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+    spec = spec_of("cnn", 4096, 1, LINEAR).model_copy(update={"epochs": 1})
+    with tempfile.TemporaryDirectory(prefix="ray-") as temporary:
+        ray.init(
+            address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+            _temp_dir=temporary, object_store_memory=100_000_000,
+        )  # fmt: skip
+        try:
+            folder = Path(temporary) / "out"
+            build_trainer(RunRequest(spec=spec, runs_dir=folder / "runs", record_dir=folder)).fit()
+            text = (folder / f"{spec.cell}.json").read_text()
+        finally:
+            ray.shutdown()
+    tell("startup", where="TorchTrainer", seconds=RunRecord.model_validate_json(text).startup_seconds)
+
+
 def on_a_gpu(rounds: int, tell: Callable[..., None]) -> None:
     """ResNet-50 on synthetic images, and the rate of a large matrix multiplication."""
     a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
@@ -233,7 +257,7 @@ def main() -> None:
     parser.add_argument("--model", default="cnn", help="(default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=256, help="global (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=15, help="pairs of epochs (default: %(default)s)")
-    parser.add_argument("--only-loops", action="store_true", help="no checkpoints, no start-up, no ResNet-50")
+    parser.add_argument("--only-loops", action="store_true", help="no checkpoints, start-up, ResNet-50")
     parser.add_argument("--rank", help=argparse.SUPPRESS)  # RANK/SIZE/FILE
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -266,6 +290,7 @@ def main() -> None:
     if not options.only_loops:
         time_checkpoints(max(3, options.rounds // 3), tell)
         time_startup(tell)
+        time_startup_on_ray(tell)
         if torch.cuda.is_available():
             on_a_gpu(options.rounds, tell)
 

@@ -261,6 +261,38 @@ def test_a_scaler_goes_back_with_the_rest():
     assert scaler.get_scale() == 8.0
 
 
+@pytest.mark.parametrize(
+    "wrap", [nn.DataParallel, torch.compile, lambda m: nn.DataParallel(torch.compile(m))]
+)
+def test_names_are_those_of_the_users_own_module(wrap):
+    """A run that goes on with another number of workers has its model wrapped, or no longer."""
+    model, optimizer = trained("adamw", steps=1)
+    store = SnapshotStore(wrap(model), optimizer)
+    store.take(1, 0.0)
+    state = saved_and_loaded(store.state_dict())
+    kept = everything(model, optimizer)
+    go_on(model, optimizer, 2)
+    other = SnapshotStore(model, optimizer)
+    other.load_state_dict(state)
+    other.restore(1)
+    assert_same(everything(model, optimizer), kept)
+
+
+def test_snapshots_of_another_model_are_refused_and_nothing_changed():
+    model, optimizer = trained("adamw", batch_norm=True, steps=1)
+    schedule = AutoWarmup(optimizer, 20, model=model)
+    schedule.step(1.0)
+    state = saved_and_loaded(schedule.state_dict())
+    other_model, other_optimizer = trained("adamw", batch_norm=False, steps=1)
+    other = AutoWarmup(other_optimizer, 20, model=other_model)
+    before = saved_and_loaded(other.state_dict())
+    with pytest.raises(
+        ValueError, match=r"state_dict: its snapshots are of another model; \d+ tensors differ"
+    ):
+        other.load_state_dict(state)
+    assert_same(other.state_dict(), before)
+
+
 def test_no_rollback_keeps_nothing():
     """With ``rollback=False`` the model is never read and the looks are the tests alone."""
     model, optimizer = trained("adamw")
