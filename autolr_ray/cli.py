@@ -65,11 +65,13 @@ _GO_ON = "interrupted: finished runs are kept; the same command goes on from her
 
 def _compare(study: Study, folder: Path, address: str | None) -> int:
     """Run what has no result yet, then write and print what there is; the exit status."""
+    from autolr_ray.compare.extend import all_cells
     from autolr_ray.compare.ledger import RunStore
 
     _keep_study(study, folder)
-    wanted = {cell.spec.cell for cell in study.cells()}
-    finished = wanted & RunStore(folder / "cells").finished()
+    store = RunStore(folder / "cells")
+    wanted = {cell.spec.cell for cell in all_cells(study, store.read_all())}
+    finished = wanted & store.finished()
     interrupted, failures = False, []
     if finished == wanted:
         print(f"{study.name}: all {len(wanted)} runs are finished, nothing to run; writing the report again")
@@ -96,7 +98,7 @@ def _compare(study: Study, folder: Path, address: str | None) -> int:
     records, paths = publish(study, folder)
     table = console_table(
         records, margin=study.margin, baseline_arm=study.baseline, candidate_arm=study.candidate,
-        expected_cells=len(wanted),
+        expected_cells=len(all_cells(study, records)),
     )  # fmt: skip
     print(f"\n{table}\n\nreport: {paths.html}", flush=True)
     for line in failures:

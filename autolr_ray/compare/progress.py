@@ -28,6 +28,11 @@ class Progress:
         self._times: dict[int, list[float]] = {}
         self._concurrency: dict[int, int] = {}
 
+    def add(self, cells: list[Cell]) -> None:
+        """More runs than were known at the start."""
+        self.total += len(cells)
+        self._left |= {cell.spec.cell: cell for cell in cells}
+
     def expect(self, workers: int, concurrency: int) -> None:
         """Runs of ``workers`` workers will go on ``concurrency`` at once."""
         self._concurrency[workers] = concurrency

@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from autolr_ray.compare.extend import all_cells
 from autolr_ray.compare.ledger import RunStore, write_ledger
 from autolr_ray.compare.report import ReportPaths, write_report
 from autolr_ray.compare.study import Study
@@ -15,10 +16,10 @@ from autolr_ray.train.record import RunRecord
 
 def publish(study: Study, folder: Path) -> tuple[list[RunRecord], ReportPaths]:
     """Write ``folder/ledger.parquet`` and the report from the study's cells in ``folder/cells``."""
-    cells = study.cells()
+    found = RunStore(folder / "cells").read_all()
+    cells = all_cells(study, found)
     # A run is what its spec says; its labels are the study's, and may have changed since it ran.
     labels = {c.spec.cell: {"study": study.name, "arm": c.arm, "point": c.point} for c in cells}
-    found = RunStore(folder / "cells").read_all()
     records = [r.model_copy(update=labels[r.cell]) for r in found if r.cell in labels]
     write_ledger(records, folder / "ledger.parquet")
     paths = write_report(

@@ -46,10 +46,15 @@ class Batch(Config):
 
 
 class Grid(Config):
-    """The points of a tuned arm: every peak learning rate with every warmup fraction."""
+    """The points of a tuned arm: every peak learning rate with every warmup fraction.
+
+    ``extend``: how often, at each batch size, the grid may grow by itself where its best point is its lowest
+    or its highest peak learning rate (see :mod:`autolr_ray.compare.extend`).
+    """
 
     peak_lr: Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], Field(min_length=1)]
     warmup_fraction: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)] = (0.05,)
+    extend: Annotated[int, Field(ge=0, le=10)] = 3
 
     @field_validator("peak_lr", "warmup_fraction")
     @classmethod
@@ -200,13 +205,16 @@ def _arm(name: Any, arm: Any) -> Any:
 def _points(arm: Arm | GridArm) -> list[tuple[str, ScheduleSpec]]:
     if not isinstance(arm, GridArm):
         return [("", arm.schedule)]
-    return [
-        (
-            f"peak_lr={peak_lr:g} warmup={fraction:g}",
-            LinearWarmupSpec(peak_lr=peak_lr, warmup_fraction=fraction, decay=arm.decay),
-        )
+    schedules = [
+        LinearWarmupSpec(peak_lr=peak_lr, warmup_fraction=fraction, decay=arm.decay)
         for peak_lr, fraction in itertools.product(arm.grid.peak_lr, arm.grid.warmup_fraction)
     ]
+    return [(point_name(schedule), schedule) for schedule in schedules]
+
+
+def point_name(schedule: LinearWarmupSpec) -> str:
+    """What a grid's point is called in tables and run names."""
+    return f"peak_lr={schedule.peak_lr:g} warmup={schedule.warmup_fraction:g}"
 
 
 def load_study(study: str | Path, *, data_dir: Path | None = None) -> Study:

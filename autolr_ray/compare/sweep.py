@@ -17,6 +17,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from autolr_ray.compare.callback import ProgressCallback
 from autolr_ray.compare.cluster import cluster
+from autolr_ray.compare.extend import all_cells
 from autolr_ray.compare.ledger import RunStore
 from autolr_ray.compare.progress import Progress, describe, say
 from autolr_ray.compare.study import Cell, Study
@@ -55,8 +56,8 @@ def run_sweep(
         ClusterError: there is no Ray cluster at ``address``.
         KeyboardInterrupt: the sweep was interrupted; finished cells are kept.
     """
-    cells = study.cells()
-    finished = RunStore(folder / "cells").finished()
+    store = RunStore(folder / "cells")
+    cells, finished = all_cells(study, store.read_all()), store.finished()
     progress = Progress(cells, finished)
     pending = [cell for cell in cells if cell.spec.cell not in finished]
     say(f"{study.name}: {len(cells)} runs, {progress.done} of them finished before")
@@ -64,9 +65,18 @@ def run_sweep(
         return []
     failures: list[Failure] = []
     with cluster(address, study.task) as resources:
-        for workers, group in groupby(pending, key=lambda cell: cell.spec.workers):
-            sweep = _Group(study, list(group), workers, folder, resources)
-            failures += sweep.run(progress, on_finished)
+        while pending:
+            for workers, group in groupby(pending, key=lambda cell: cell.spec.workers):
+                sweep = _Group(study, list(group), workers, folder, resources)
+                failures += sweep.run(progress, on_finished)
+            known = {cell.spec.cell for cell in cells}
+            cells = all_cells(study, store.read_all())
+            pending = sorted(
+                (cell for cell in cells if cell.spec.cell not in known), key=lambda cell: cell.spec.workers
+            )
+            if pending:
+                say(f"{study.name}: the best point lies at the edge of its grid: {len(pending)} runs more")
+                progress.add(pending)
     return failures
 
 

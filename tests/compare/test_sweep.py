@@ -131,7 +131,7 @@ class Sweep:
 
     def checkpoints(self, arm: str) -> list[int]:
         """When the arm's checkpoints were written, the newest first."""
-        found = (self.out / "runs").glob(f"{arm}-*/**/checkpoint.pt")
+        found = (self.out / "runs").glob(f"{arm}-*/**/checkpoint*.pt")
         return sorted((path.stat().st_mtime_ns for path in found), reverse=True)
 
     def wait_for(self, happened: Callable[[], object]) -> None:
@@ -289,6 +289,18 @@ def test_interrupted_then_killed_then_whole(place: Callable[..., Sweep], whole: 
     assert first.items() <= sweep.cells().items()
     assert same_results(sweep, whole)
     assert sorted(record.restarts for record in sweep.ledger()) == [0, 2]
+
+
+def test_a_grid_grows_at_its_edge(place: Callable[..., Sweep]) -> None:
+    grid = {"peak_lr": [1e-6, 2e-6], "warmup_fraction": [0.1], "extend": 1}  # neither is nearly enough
+    sweep = place(**{**PLAIN, "arms": {"auto": {}, "tuned": {"grid": grid}}})
+    assert sweep.run() == 0, sweep.said + sweep.complained
+    assert "the best point lies at the edge of its grid: 1 runs more" in sweep.said
+    assert "[4/4]" in sweep.said
+    peaks = sorted(r.peak_lr for r in sweep.ledger() if r.arm == "tuned")
+    assert peaks in ([5e-7, 1e-6, 2e-6], [1e-6, 2e-6, 4e-6])
+    assert sweep.run() == 0
+    assert "all 4 runs are finished, nothing to run" in sweep.said
 
 
 def test_cells_that_fail_do_not_stop_the_others(place: Callable[..., Sweep]) -> None:

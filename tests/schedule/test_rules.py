@@ -419,6 +419,41 @@ def test_robust_rule_ends_at_rises_that_stay_not_at_bumps_that_heal(height, stay
     assert any(e.positive for e in evidence_of(RobustRule(), losses, 10, 640)) is expected
 
 
+@pytest.mark.parametrize("warmup_steps", [200, 2500, 10_000])
+def test_robust_rule_is_positive_strictly_above_its_threshold(warmup_steps):
+    rule = RobustRule(quiet=0.0)
+    evidence_of(rule, [2.0 - t / 400 for t in range(200)], 10, warmup_steps)
+    threshold = rule.rise * max(1.0, warmup_steps / rule.long_steps)
+    for risen, expected in ((threshold, False), (math.nextafter(threshold, math.inf) * (1 + 1e-12), True)):
+        rule._risen, rule._drifted = risen, 0.0
+        evidence = rule.test()
+        assert evidence.positive is expected
+        assert evidence.strength == pytest.approx(1.0)
+    # The loss falls: a drift, however large, counts for nothing.
+    rule._risen, rule._drifted = 0.0, 1e6
+    assert rule.test().strength == 0.0
+
+
+def test_robust_rule_sums_in_drops():
+    """Squares of at most three, and at most a fifth of each loss; below the minimum both lose the height."""
+    rule = RobustRule()
+    evidence_of(rule, [2.0] * 40, 10, 400)
+    rule._level, rule._minimum, rule._noise, rule._risen, rule._drifted = 2.0, 1.0, 1e-6, 0.0, 0.0
+
+    def add(*losses):
+        rule._add_rise(np.array(losses))
+        return rule._risen, rule._drifted
+
+    assert add(1.5, 1.5, 1.5, 1.5) == pytest.approx((4 * 0.25, 4 * 0.2))
+    assert add(1.1) == pytest.approx((1.01, 0.9))
+    assert add(0.5) == pytest.approx((0.51, 0.4))
+    assert add(math.inf, 100.0) == pytest.approx((6.51, 0.8))
+    assert add(-1e9) == (0.0, 0.0)
+    # A drop of less than ten noise sd's counts as ten.
+    rule._level, rule._noise = 1.001, 0.1
+    assert add(1.5) == pytest.approx((0.25, 0.2))
+
+
 def test_robust_rule_widens_noise_that_is_correlated_between_steps():
     noise = np.random.default_rng(0).normal(0.0, 0.3, 2000)
     plain, correlated = RobustRule(), RobustRule()
