@@ -448,6 +448,8 @@ def test_robust_rule_sums_in_drops():
     assert add(1.1) == pytest.approx((1.01, 0.9))
     assert add(0.5) == pytest.approx((0.51, 0.4))
     assert add(math.inf, 100.0) == pytest.approx((6.51, 0.8))
+    # One loss takes at most a threshold away.
+    assert add(-1e9) == pytest.approx((1.51, 0.0))
     assert add(-1e9) == (0.0, 0.0)
     # A drop of less than ten noise sd's counts as ten.
     rule._level, rule._noise = 1.001, 0.1

@@ -323,6 +323,43 @@ def _watched(model: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
 ray_mlp = Task(name="mlp", data=tensors, model=_watched(network), transform=scale, augment=jitter)
 ray_simple = Task(name="simple", data=tensors, model=_watched(simple_network), transform=scale64)
 
+
+class _Hold:
+    """Waits on rank 0, once ``WATCH/hold`` names a step of this process, until that file is gone.
+
+    ``WATCH/held`` then says which process on which node waits, in the middle of an epoch.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.steps = folder, 0
+
+    def __call__(self, *_: Any) -> None:
+        import ray
+
+        self.steps += 1
+        hold = self.folder / "hold"
+        if hold.exists() and hold.read_text() == str(self.steps):
+            (self.folder / "held.new").write_text(f"{os.getpid()} {ray.get_runtime_context().get_node_id()}")
+            (self.folder / "held.new").rename(self.folder / "held")
+            for _ in range(2400):
+                if not hold.exists():
+                    return
+                time.sleep(0.05)
+            raise RuntimeError("nobody came to release this worker")
+
+
+def _held(model: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            register_optimizer_step_pre_hook(_Hold(Path(os.environ[WATCH])))
+        return model()
+
+    return build
+
+
+held_mlp = Task(name="mlp", data=tensors, model=_held(network), transform=scale, augment=jitter)
+held_simple = Task(name="simple", data=tensors, model=_held(simple_network), transform=scale64)
+
 if __name__ == "__main__":  # FOLDER SPECS RANK, or FOLDER SPEC RANK WORLD_SIZE LAST_EPOCH
     # Under this name too, because specs name tasks of the module train_helpers.
     import train_helpers
