@@ -196,7 +196,7 @@ class RobustRule(SwitchRule):
         spectrum = self.smoother.spectrum()
         posterior = LossPosterior(spectrum, self.hyperparameters(spectrum))
         with single_threaded_blas():
-            on_grid = posterior.on_grid(GRID)
+            on_grid = posterior.on_grid(len(GRID))
         mean, sd, variance = on_grid
         self._minimum = float(mean.min())
         self._lowest = min(self._lowest, self._minimum)

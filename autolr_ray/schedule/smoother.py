@@ -106,9 +106,9 @@ class LossPosterior:
         gap = self.features(x) - self.features(np.array([reference]))
         return np.asarray(gap**2 @ self._variances)
 
-    def on_grid(self, x: Array) -> tuple[Array, Array, Array]:
-        """Mean, sd and variance of the difference to the last point of ``x``, [k] each, at once."""
-        features = self.features(x)
+    def on_grid(self, points: int) -> tuple[Array, Array, Array]:
+        """On even points of [0, 1]: mean, sd and variance of the difference to the last, [points] each."""
+        features = _even_basis(points, len(self._rotation)) @ self._rotation
         gap = features - features[-1]
         mean = self.hyper.mean + features @ self._weights
         return mean, np.sqrt(features**2 @ self._variances), gap**2 @ self._variances
@@ -268,6 +268,12 @@ def chebyshev(t: Array, size: int) -> Array:
     """T_0(t) .. T_{size-1}(t) for ``t`` [k] in [-1, 1]: [k, size]."""
     angle = np.arccos(np.clip(t, -1.0, 1.0))
     return np.asarray(np.cos(angle[:, None] * np.arange(size)))
+
+
+@lru_cache(maxsize=8)
+def _even_basis(points: int, size: int) -> Array:
+    """T_0 .. T_{size-1} at even points of [-1, 1]: [points, size]."""
+    return chebyshev(2.0 * np.linspace(0.0, 1.0, points) - 1.0, size)
 
 
 def _nodes(size: int) -> tuple[Array, Array]:

@@ -162,7 +162,7 @@ class SwitchRule(ABC):
             return 1.0, 1.0
         spectrum = self.smoother.spectrum()
         with single_threaded_blas():
-            mean, sd, _ = LossPosterior(spectrum, self.hyperparameters(spectrum)).on_grid(GRID)
+            mean, sd, _ = LossPosterior(spectrum, self.hyperparameters(spectrum)).on_grid(len(GRID))
         return _minimum(mean, sd)
 
     def step_of(self, position: float, steps: int) -> float:
@@ -192,11 +192,11 @@ def judge(
 ) -> Evidence:
     """P(f_i + margin < f_last) on the grid, its maximum compared with ``confidence``.
 
-    ``on_grid``: ``posterior.on_grid(GRID)``, from a caller that has it already.
+    ``on_grid``: ``posterior.on_grid(len(GRID))``, from a caller that has it already.
     """
     if on_grid is None:
         with single_threaded_blas():
-            on_grid = posterior.on_grid(GRID)
+            on_grid = posterior.on_grid(len(GRID))
     mean, sd, variance = on_grid
     deviation = np.sqrt(np.maximum(variance + jitter, 1e-300))
     probability = float(ndtr((mean[-1] - margin - mean[:-1]) / deviation[:-1]).max())

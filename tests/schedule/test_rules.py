@@ -454,6 +454,9 @@ def test_robust_rule_sums_in_drops():
     # A drop of less than ten noise sd's counts as ten.
     rule._level, rule._noise = 1.001, 0.1
     assert add(1.5) == pytest.approx((0.25, 0.2))
+    # Correlated noise counts as wider.
+    rule._widening, rule._risen, rule._drifted = 2.0, 0.0, 0.0
+    assert add(1.5) == pytest.approx((0.0625, 0.2))
 
 
 def test_robust_rule_widens_noise_that_is_correlated_between_steps():
