@@ -7,8 +7,9 @@ sides see the same machine; ratios are medians over pairs of neighbouring epochs
 
 - ``loop``: images/s of ``TrainingRun`` over those of a plain PyTorch loop with the same model, data, batches,
   optimizer and cosine schedule; both evaluate on the validation part once an epoch.
-- ``auto_warmup``: images/s of the loop with AutoWarmup (rollback on) over those of the loop with linear
-  warmup and cosine decay.
+- ``auto_warmup``: images/s of the loop with AutoWarmup (in its warmup, rollback on) over those of the loop
+  with a cosine schedule, both at a learning rate of 1e-3; ``share``: seconds in ``AutoWarmup.step`` over
+  seconds of the epoch, which noise of the machine does not touch.
 - ``checkpoint``: milliseconds of an epoch's checkpoint that the loop waits for (the copy to the host) and
   until it is on the disk, and megabytes, of ResNet-18 with AdamW after the warmup's end.
 - ``startup``: seconds from launching a run to its first step, in a plain process that has just been started,
@@ -36,15 +37,16 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from autolr_ray.schedule import LinearWarmup
+from autolr_ray.schedule import AutoWarmup, LinearWarmup
 from autolr_ray.tasks import TensorData, get_task
 from autolr_ray.tasks.models import build_model
 from autolr_ray.train import LocalContext, RunSpec
 from autolr_ray.train.batches import TrainBatches, evaluation_batches
 from autolr_ray.train.loop import TrainingRun
 
-LINEAR = {"kind": "linear_warmup", "peak_lr": 1e-3}
-AUTO = {"kind": "auto_warmup"}
+LINEAR = {"kind": "linear_warmup", "peak_lr": 1e-3, "warmup_fraction": 0.0}
+# The same learning rates, nearly, for the whole benchmark: what a step costs depends on the weights' values.
+AUTO = {"kind": "auto_warmup", "min_lr": 1e-3, "max_lr": 1.001e-3}
 _OPERATIONS_PER_IMAGE = 3 * 4.09e9 * 2  # ResNet-50 at 224x224, forward and backward
 
 
@@ -93,7 +95,7 @@ def plain_epochs(spec: RunSpec) -> Iterator[int]:
     optimizer = spec.optimizer.build(network.parameters())
     batches = TrainBatches(splits.train, spec, rank, device)
     total = batches.steps_per_epoch * spec.epochs
-    schedule = LinearWarmup(optimizer, total, peak_lr=1e-3)
+    schedule = LinearWarmup(optimizer, total, peak_lr=1e-3, warmup_fraction=0.0)
     for epoch in range(spec.epochs):
         model.train()
         losses = []
@@ -144,7 +146,29 @@ def one_worker(workers: int, model: str, batch_size: int, rounds: int, tell: Cal
         found = compare(our_epochs(linear, Path(folder)), plain_epochs(linear), rounds)
         tell("loop", workers=workers, model=model, batch_size=batch_size, **found)
         found = compare(our_epochs(auto, Path(folder)), our_epochs(linear, Path(folder)), rounds)
+        found["share"] = share_of_steps(our_epochs(auto, Path(folder)), max(2, rounds // 3))
         tell("auto_warmup", workers=workers, model=model, batch_size=batch_size, **found)
+
+
+def share_of_steps(epochs: Iterator[int], rounds: int) -> float:
+    """Seconds in ``AutoWarmup.step``, tests and snapshots included, over seconds of training."""
+    step, inside = AutoWarmup.step, 0.0
+
+    def timed(self: AutoWarmup, loss: Any) -> None:
+        nonlocal inside
+        began = time.perf_counter()
+        step(self, loss)
+        inside += time.perf_counter() - began
+
+    AutoWarmup.step = timed  # type: ignore[method-assign]
+    try:
+        next(epochs)
+        inside, began = 0.0, time.perf_counter()
+        for _ in range(rounds):
+            next(epochs)
+        return inside / (time.perf_counter() - began)
+    finally:
+        AutoWarmup.step = step  # type: ignore[method-assign]
 
 
 def time_checkpoints(repeats: int, tell: Callable[..., None]) -> None:
