@@ -42,15 +42,16 @@ class RobustRule(SwitchRule):
       spread)``, non-finite ones at that, with the hyperparameters of highest marginal likelihood.
       ``drop``, the unit of losses, is the way from the level down to its minimum, at least
       ``noise_drop`` noise sd's.
-    - Two one-sided sequential tests (CUSUM) sum, step by step, how far each loss lies above the last
+    - Three one-sided sequential tests (CUSUM) sum, step by step, how far each loss lies above the last
       test's minimum, in drops; a sum below zero starts anew. The *rise*, for explosions, sums squares:
       bumps that heal are seldom much higher than one drop. One loss counts at most ``largest``, so no
-      single one ends a warmup; a non-finite one counts as that much. The *drift*, for long low rises,
-      sums at most ``drift_largest`` of each loss.
-    - A test is positive when the rise exceeds ``rise``, or when the drift exceeds ``drift`` and the loss
-      is still rising: higher at the end than one lengthscale before, with probability ``confidence``.
-      A bump that heals is falling by then. Beyond ``long_steps`` warmup steps both thresholds grow in
-      proportion. ``patience`` positive tests in a row end the warmup.
+      single one ends a warmup; a non-finite one counts as that much. The *stay*, for a loss that rose and
+      came down half-way, sums at most ``largest`` of each loss, less ``slack`` noise sd's. The *drift*,
+      for long low rises, sums at most ``drift_largest`` of each.
+    - A test is positive when the rise exceeds ``rise``, when the stay exceeds ``stay``, or when the drift
+      exceeds ``drift`` and the loss is still rising: higher at the end than one lengthscale before, with
+      probability ``confidence``. A bump that heals is falling by then. Beyond ``long_steps`` warmup steps
+      the thresholds grow in proportion. ``patience`` positive tests in a row end the warmup.
 
     Args:
         confidence: in (0, 1).
@@ -58,7 +59,8 @@ class RobustRule(SwitchRule):
         lengthscale: of the kernel, as a share of the steps so far.
         tests: >= 8.
         rise, largest: > 0, in squared drops; ``largest`` < ``rise``.
-        drift, drift_largest: > 0, in drops; ``drift_largest`` < ``drift``.
+        stay, drift, drift_largest: > 0, in drops; ``drift_largest`` < ``drift``.
+        slack: >= 0, in noise sd's.
         long_steps: >= 1.
         noise_drop, clip_drop, clip_spread: >= 0.
         quiet: in [0, 1).
@@ -80,6 +82,8 @@ class RobustRule(SwitchRule):
         largest: float = 3.0,
         drift: float = 2.0,
         drift_largest: float = 0.2,
+        stay: float = 6.0,
+        slack: float = 0.2,
         long_steps: int = 2500,
         noise_drop: float = 10.0,
         clip_drop: float = 0.25,
@@ -93,6 +97,8 @@ class RobustRule(SwitchRule):
         require_finite("largest", largest, above=0.0, below=rise)
         require_finite("drift", drift, above=0.0)
         require_finite("drift_largest", drift_largest, above=0.0, below=drift)
+        require_finite("stay", stay, above=0.0)
+        require_finite("slack", slack, low=0.0)
         require_finite("long_steps", long_steps, low=1)
         require_finite("noise_drop", noise_drop, low=0.0)
         require_finite("clip_drop", clip_drop, low=0.0)
@@ -103,6 +109,7 @@ class RobustRule(SwitchRule):
         self.tests = tests
         self.rise, self.largest = rise, largest
         self.drift, self.drift_largest = drift, drift_largest
+        self.stay, self.slack = stay, slack
         self.long_steps, self.noise_drop = long_steps, noise_drop
         self.clip_drop, self.clip_spread = clip_drop, clip_spread
         self.quiet = quiet
@@ -125,6 +132,7 @@ class RobustRule(SwitchRule):
         self._widening = math.nan
         self._risen = 0.0
         self._drifted = 0.0
+        self._stayed = 0.0
         self._steps = 0
         self._warmup_steps = 0
 
@@ -175,6 +183,7 @@ class RobustRule(SwitchRule):
         squares = np.where(above > 0.0, np.minimum(above**2, self.largest), above)
         self._risen = _cusum(self._risen, squares)
         self._drifted = _cusum(self._drifted, np.minimum(above, self.drift_largest))
+        self._stayed = _cusum(self._stayed, np.minimum(above, self.largest) - self.slack * noise / drop)
 
     def _step_noise(self) -> float:
         """The noise sd by the steps between neighbours."""
@@ -206,7 +215,7 @@ class RobustRule(SwitchRule):
         if self._risen == 0.0 and self._level - (mean + sd).min() > _FALLEN * self._level_sd:
             self._fallen = True
         if self._steps < self.quiet * self._warmup_steps:
-            self._risen = self._drifted = 0.0
+            self._risen = self._drifted = self._stayed = 0.0
         else:
             steps = self._step_noise()
             ratio = min(self._noise / steps, 1e3) if steps else 1.0
@@ -215,7 +224,12 @@ class RobustRule(SwitchRule):
         widened = max(math.sqrt(variance[before]) * float(np.fmax(self._widening, 1.0)), 1e-300)
         rising = float(ndtr((mean[-1] - mean[before]) / widened)) > self.confidence
         long = max(1.0, self._warmup_steps / self.long_steps)
-        strength = max(self._risen / self.rise, self._drifted / self.drift if rising else 0.0) / long
+        strength = max(
+            self._risen / self.rise,
+            self._stayed / self.stay,
+            self._drifted / self.drift if rising else 0.0,
+        )
+        strength /= long
         return dataclasses.replace(
             judge(posterior, confidence=self.confidence, on_grid=on_grid),
             positive=strength > 1.0,
@@ -233,9 +247,10 @@ class RobustRule(SwitchRule):
         return {
             "name": self.name, "confidence": self.confidence, "patience": self.patience,
             "lengthscale": self.smoother.lengthscale, "tests": self.tests, "rise": self.rise,
-            "largest": self.largest, "drift": self.drift, "drift_largest": self.drift_largest,
-            "long_steps": self.long_steps, "noise_drop": self.noise_drop, "clip_drop": self.clip_drop,
-            "clip_spread": self.clip_spread, "quiet": self.quiet,
+            "largest": self.largest, "stay": self.stay, "slack": self.slack, "drift": self.drift,
+            "drift_largest": self.drift_largest, "long_steps": self.long_steps,
+            "noise_drop": self.noise_drop, "clip_drop": self.clip_drop, "clip_spread": self.clip_spread,
+            "quiet": self.quiet,
         }  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
@@ -255,6 +270,7 @@ class RobustRule(SwitchRule):
             "widening": self._widening,
             "risen": self._risen,
             "drifted": self._drifted,
+            "stayed": self._stayed,
             "steps": self._steps,
             "warmup_steps": self._warmup_steps,
         }
@@ -270,6 +286,7 @@ class RobustRule(SwitchRule):
         self._lowest, self._minimum = float(state["lowest"]), float(state["minimum"])
         self._noise, self._widening = float(state["noise"]), float(state["widening"])
         self._risen, self._drifted = float(state["risen"]), float(state["drifted"])
+        self._stayed = float(state["stayed"])
         self._steps, self._warmup_steps = int(state["steps"]), int(state["warmup_steps"])
 
 

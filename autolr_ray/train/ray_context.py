@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pyarrow.fs
 import ray.train
 import ray.train.torch
 import torch
@@ -51,25 +52,29 @@ class RayTrainContext:
         return wrapped
 
     def restore(self) -> State | None:
-        """The newest reported checkpoint that can be read; a damaged one is passed over with a warning.
+        """The newest checkpoint that can be read; a damaged one is passed over with a warning.
+
+        Looked for among those that Ray knows, then among the folders in the run's storage: Ray's own list may
+        have been lost.
 
         Raises:
             ValueError: there are checkpoints, and none can be read.
         """
         newest = ray.train.get_checkpoint()
-        if newest is None:
-            return None
-        state = _read(newest)
-        if state is not None:
-            return state
-        earlier = [found.checkpoint for found in reversed(ray.train.get_all_reported_checkpoints())]
-        for checkpoint in earlier:
-            if checkpoint.path != newest.path and (state := _read(checkpoint)) is not None:
+        known = [] if newest is None else [found.checkpoint for found in _reported()]
+        tried: set[str] = set()
+        for checkpoint in (newest, *reversed(known), *_in_storage()):
+            if checkpoint is None or checkpoint.path in tried:
+                continue
+            tried.add(checkpoint.path)
+            if (state := _read(checkpoint)) is not None:
                 return state
-        raise ValueError(
-            f"checkpoint: neither {newest.path} nor one before it can be read; delete the run's folder to "
-            "start it anew"
-        )
+        if tried:
+            raise ValueError(
+                f"checkpoint: none of {', '.join(sorted(tried))} can be read; delete the run's folder to "
+                "start it anew"
+            )
+        return None
 
     def save(self, state: State) -> None:
         """Report rank 0's state as checkpoint, without metrics but the step."""
@@ -136,3 +141,20 @@ def _upload(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint
 def _read(checkpoint: ray.train.Checkpoint) -> State | None:
     with checkpoint.as_directory() as folder:
         return read_or_warn(Path(folder) / _FILE)
+
+
+def _reported() -> list[Any]:
+    found: list[Any] = ray.train.get_all_reported_checkpoints()
+    return found
+
+
+def _in_storage() -> list[ray.train.Checkpoint]:
+    """What lies in the run's folder, newest first by name, which begins with the time."""
+    storage = ray.train.get_context().get_storage()
+    selector = pyarrow.fs.FileSelector(storage.experiment_fs_path, allow_not_found=True)
+    folders = [
+        info.path
+        for info in storage.storage_filesystem.get_file_info(selector)
+        if info.type is pyarrow.fs.FileType.Directory and info.base_name.startswith("checkpoint_")
+    ]
+    return [ray.train.Checkpoint(path, storage.storage_filesystem) for path in sorted(folders, reverse=True)]

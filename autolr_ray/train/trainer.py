@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -80,6 +82,7 @@ def build_trainer(
 ) -> TorchTrainer:
     """The trainer of this run; ``fit()`` starts it, or continues it where one of its name was cut off."""
     request = request.model_copy(update={"launched_at": request.launched_at or time.time()})
+    _set_aside_damage(request.runs_dir / request.name / "checkpoint_manager_snapshot.json")
     most = request.spec.workers
     workers = (request.min_workers, most) if (request.min_workers or most) < most else most
     return TorchTrainer(
@@ -94,6 +97,22 @@ def build_trainer(
             callbacks=callbacks or [],
         ),
     )
+
+
+def _set_aside_damage(listing: Path) -> None:
+    """Ray's list of a run's checkpoints is not written in one move; with half of one, no run would start."""
+    try:
+        json.loads(listing.read_bytes())
+    except FileNotFoundError:
+        return
+    except ValueError:
+        aside = listing.with_suffix(".damaged")
+        listing.replace(aside)
+        warnings.warn(
+            f"checkpoint: Ray's list of checkpoints was cut off and is now {aside}; the folders beside it "
+            "are looked through instead",
+            stacklevel=3,
+        )
 
 
 def run_in_process(request: RunRequest, *, on_report: Callable[[EpochRow], None]) -> RunRecord:

@@ -425,10 +425,15 @@ def test_robust_rule_is_positive_strictly_above_its_threshold(warmup_steps):
     evidence_of(rule, [2.0 - t / 400 for t in range(200)], 10, warmup_steps)
     threshold = rule.rise * max(1.0, warmup_steps / rule.long_steps)
     for risen, expected in ((threshold, False), (math.nextafter(threshold, math.inf) * (1 + 1e-12), True)):
-        rule._risen, rule._drifted = risen, 0.0
+        rule._risen, rule._drifted, rule._stayed = risen, 0.0, 0.0
         evidence = rule.test()
         assert evidence.positive is expected
         assert evidence.strength == pytest.approx(1.0)
+    threshold = rule.stay * max(1.0, warmup_steps / rule.long_steps)
+    for stayed, expected in ((threshold, False), (threshold * (1 + 1e-12), True)):
+        rule._risen, rule._stayed = 0.0, stayed
+        assert rule.test().positive is expected
+    rule._stayed = 0.0
     # The loss falls: a drift, however large, counts for nothing.
     rule._risen, rule._drifted = 0.0, 1e6
     assert rule.test().strength == 0.0
@@ -438,13 +443,15 @@ def test_robust_rule_sums_in_drops():
     """Squares of at most three, and at most a fifth of each loss; below the minimum both lose the height."""
     rule = RobustRule()
     evidence_of(rule, [2.0] * 40, 10, 400)
-    rule._level, rule._minimum, rule._noise, rule._risen, rule._drifted = 2.0, 1.0, 1e-6, 0.0, 0.0
+    rule._level, rule._minimum, rule._noise = 2.0, 1.0, 1e-6
+    rule._risen = rule._drifted = rule._stayed = 0.0
 
     def add(*losses):
         rule._add_rise(np.array(losses))
         return rule._risen, rule._drifted
 
     assert add(1.5, 1.5, 1.5, 1.5) == pytest.approx((4 * 0.25, 4 * 0.2))
+    assert rule._stayed == pytest.approx(4 * 0.5, abs=1e-5)
     assert add(1.1) == pytest.approx((1.01, 0.9))
     assert add(0.5) == pytest.approx((0.51, 0.4))
     assert add(math.inf, 100.0) == pytest.approx((6.51, 0.8))

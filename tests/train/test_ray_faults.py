@@ -316,6 +316,17 @@ def test_a_damaged_checkpoint_is_passed_over(one_undisturbed, interrupted, lab):
     until(lambda: lab.logged(f"checkpoint: {damaged} is damaged and is passed over"), timeout=10)
 
 
+def test_a_lost_list_of_checkpoints_is_done_without(one_undisturbed, interrupted, lab):
+    """Ray does not write its list in one move: what is left of it may be nothing."""
+    lab.have_nodes(1)
+    listing = newest_checkpoint(interrupted).parent.parent / "checkpoint_manager_snapshot.json"
+    listing.write_bytes(b"")
+    with pytest.warns(UserWarning, match="Ray's list of checkpoints was cut off"):
+        record = Fit(interrupted).record()
+    assert record.restarts == 1
+    assert numbers(record) == numbers(one_undisturbed)
+
+
 @pytest.fixture
 def disk(tmp_path):
     """A small disk, for checkpoints alone."""
