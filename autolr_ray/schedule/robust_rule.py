@@ -82,7 +82,7 @@ class RobustRule(SwitchRule):
         largest: float = 3.0,
         drift: float = 2.0,
         drift_largest: float = 0.2,
-        stay: float = 6.0,
+        stay: float = 5.0,
         slack: float = 0.2,
         long_steps: int = 2500,
         noise_drop: float = 10.0,
