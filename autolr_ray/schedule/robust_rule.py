@@ -46,8 +46,9 @@ class RobustRule(SwitchRule):
       test's minimum, in drops; a sum below zero starts anew. The *rise*, for explosions, sums squares:
       bumps that heal are seldom much higher than one drop. One loss counts at most ``largest``, so no
       single one ends a warmup; a non-finite one counts as that much. The *stay*, for a loss that rose and
-      came down half-way, sums at most ``largest`` of each loss, less ``slack`` noise sd's. The *drift*,
-      for long low rises, sums at most ``drift_largest`` of each.
+      came down half-way, sums at most ``largest`` of each loss above the lowest mean + sd of the
+      posterior, less ``slack`` noise sd's. The *drift*, for long low rises, sums at most
+      ``drift_largest`` of each.
     - A test is positive when the rise exceeds ``rise``, when the stay exceeds ``stay``, or when the drift
       exceeds ``drift`` and the loss is still rising: higher at the end than one lengthscale before, with
       probability ``confidence``. A bump that heals is falling by then. Beyond ``long_steps`` warmup steps
@@ -82,7 +83,7 @@ class RobustRule(SwitchRule):
         largest: float = 3.0,
         drift: float = 2.0,
         drift_largest: float = 0.2,
-        stay: float = 5.0,
+        stay: float = 4.5,
         slack: float = 0.2,
         long_steps: int = 2500,
         noise_drop: float = 10.0,
@@ -128,6 +129,7 @@ class RobustRule(SwitchRule):
         # how much wider the noise counts for being correlated, NaN until the quiet share is over.
         self._lowest = math.nan
         self._minimum = math.nan
+        self._ceiling = math.nan
         self._noise = math.nan
         self._widening = math.nan
         self._risen = 0.0
@@ -183,7 +185,8 @@ class RobustRule(SwitchRule):
         squares = np.where(above > 0.0, np.minimum(above**2, self.largest), above)
         self._risen = _cusum(self._risen, squares)
         self._drifted = _cusum(self._drifted, np.minimum(above, self.drift_largest))
-        self._stayed = _cusum(self._stayed, np.minimum(above, self.largest) - self.slack * noise / drop)
+        stays = (losses - self._ceiling - self.slack * noise) / drop
+        self._stayed = _cusum(self._stayed, np.clip(stays, -self.rise, self.largest))
 
     def _step_noise(self) -> float:
         """The noise sd by the steps between neighbours."""
@@ -207,12 +210,12 @@ class RobustRule(SwitchRule):
         with single_threaded_blas():
             on_grid = posterior.on_grid(len(GRID))
         mean, sd, variance = on_grid
-        self._minimum = float(mean.min())
+        self._minimum, self._ceiling = float(mean.min()), float((mean + sd).min())
         self._lowest = min(self._lowest, self._minimum)
         self._noise = math.sqrt(posterior.hyper.noise)
         # Asked while the losses are at their minimum: a rise bends the posterior before it as well.
         # The lowest mean + sd: a wiggly fit to noise has not fallen.
-        if self._risen == 0.0 and self._level - (mean + sd).min() > _FALLEN * self._level_sd:
+        if self._risen == 0.0 and self._level - self._ceiling > _FALLEN * self._level_sd:
             self._fallen = True
         if self._steps < self.quiet * self._warmup_steps:
             self._risen = self._drifted = self._stayed = 0.0
@@ -266,6 +269,7 @@ class RobustRule(SwitchRule):
             "step_count": self._step_count,
             "lowest": self._lowest,
             "minimum": self._minimum,
+            "ceiling": self._ceiling,
             "noise": self._noise,
             "widening": self._widening,
             "risen": self._risen,
@@ -286,7 +290,7 @@ class RobustRule(SwitchRule):
         self._lowest, self._minimum = float(state["lowest"]), float(state["minimum"])
         self._noise, self._widening = float(state["noise"]), float(state["widening"])
         self._risen, self._drifted = float(state["risen"]), float(state["drifted"])
-        self._stayed = float(state["stayed"])
+        self._stayed, self._ceiling = float(state["stayed"]), float(state["ceiling"])
         self._steps, self._warmup_steps = int(state["steps"]), int(state["warmup_steps"])
 
 

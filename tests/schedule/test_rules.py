@@ -443,7 +443,7 @@ def test_robust_rule_sums_in_drops():
     """Squares of at most three, and at most a fifth of each loss; below the minimum both lose the height."""
     rule = RobustRule()
     evidence_of(rule, [2.0] * 40, 10, 400)
-    rule._level, rule._minimum, rule._noise = 2.0, 1.0, 1e-6
+    rule._level, rule._minimum, rule._ceiling, rule._noise = 2.0, 1.0, 1.0, 1e-6
     rule._risen = rule._drifted = rule._stayed = 0.0
 
     def add(*losses):
