@@ -33,16 +33,14 @@ def all_cells(study: Study, records: Sequence[RunRecord]) -> list[Cell]:
         if isinstance(arm, GridArm):
             for batch in study.batches:
                 mine = [c for c in cells if c.arm == name and c.spec.batch_size == batch.size]
-                for cell in _grown(study, name, arm, mine, finished):
+                for cell in _grown(name, arm, mine, finished):
                     if cell.spec.cell not in known:
                         known.add(cell.spec.cell)
                         cells.append(cell)
     return cells
 
 
-def _grown(
-    study: Study, name: str, arm: GridArm, cells: list[Cell], finished: dict[str, RunRecord]
-) -> list[Cell]:
+def _grown(name: str, arm: GridArm, cells: list[Cell], finished: dict[str, RunRecord]) -> list[Cell]:
     """What one grid at one batch size grows by."""
     peaks = sorted(arm.grid.peak_lr)
     present, added = list(cells), []

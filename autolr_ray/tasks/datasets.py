@@ -65,13 +65,16 @@ class DataSet:
 
 def in_memory(train: TensorData, test: TensorData) -> Splits:
     """The three parts of a small data set, with a tenth of ``train`` held out for validation."""
-    kept, held = hold_out(len(train))
-    train_inputs, train_targets = train.take(kept)
-    held_inputs, held_targets = train.take(held)
-    return Splits(
-        train=TensorData(inputs=train_inputs, targets=train_targets),
-        validation=TensorData(inputs=held_inputs, targets=held_targets),
-        test=test,
+    kept, held = _parted(train, 0.1)
+    return Splits(train=kept, validation=held, test=test)
+
+
+def _parted(whole: TensorData, fraction: float) -> tuple[TensorData, TensorData]:
+    """What :func:`hold_out` keeps, and what it holds out."""
+    (kept_inputs, kept_targets), (held_inputs, held_targets) = map(whole.take, hold_out(len(whole), fraction))
+    return (
+        TensorData(inputs=kept_inputs, targets=kept_targets),
+        TensorData(inputs=held_inputs, targets=held_targets),
     )
 
 
@@ -158,13 +161,7 @@ def load_digits(data_dir: Path | None) -> Splits:
     found = datasets.load_digits()
     images = torch.from_numpy((found.images * 15).astype(np.uint8)[:, None])
     whole = TensorData(inputs=images, targets=torch.from_numpy(found.target.astype(np.int64)))
-    kept, held = hold_out(len(whole), fraction=0.2)
-    train_inputs, train_targets = whole.take(kept)
-    test_inputs, test_targets = whole.take(held)
-    return in_memory(
-        TensorData(inputs=train_inputs, targets=train_targets),
-        TensorData(inputs=test_inputs, targets=test_targets),
-    )
+    return in_memory(*_parted(whole, 0.2))
 
 
 def _load_idx(folder: Path) -> Splits:

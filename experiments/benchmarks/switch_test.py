@@ -21,7 +21,6 @@ median, and a last line ``{"ratios": ...}``. Everything is measured in turn in o
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import statistics
 import time
@@ -32,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from original_decisions import load_peer
 
 from autolr_ray.schedule import RULES, AutoWarmup, SwitchRule
 from autolr_ray.schedule.rollback import SnapshotStore
@@ -72,11 +72,7 @@ def time_rule(rule: SwitchRule, n: int, block: int, repeats: int) -> dict[str, f
 
 def time_peer(path: Path, n: int, repeats: int) -> dict[str, float]:
     """One test of the authors' code, on ``n`` losses."""
-    spec = importlib.util.spec_from_file_location("peer_autowu", path)
-    if spec is None or spec.loader is None:
-        raise SystemExit(f"--peer: {path} cannot be imported")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_peer(path)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     scheduler = module.AutoWU(optimizer, steps_per_epoch=n, total_epochs=4, immediate_cooldown=True)
     scheduler.warmup_phase_regressor.add_data(torch.tensor(curve(n), dtype=torch.float32))
