@@ -69,9 +69,9 @@ def _compare(study: Study, folder: Path, address: str | None) -> int:
     from autolr_ray.compare.ledger import RunStore
 
     _keep_study(study, folder)
-    store = RunStore(folder / "cells")
-    wanted = {cell.spec.cell for cell in all_cells(study, store.read_all())}
-    finished = wanted & store.finished()
+    found = RunStore(folder / "cells").read_all()
+    wanted = {cell.spec.cell for cell in all_cells(study, found)}
+    finished = wanted & {record.cell for record in found}
     interrupted, failures = False, []
     if finished == wanted:
         print(f"{study.name}: all {len(wanted)} runs are finished, nothing to run; writing the report again")

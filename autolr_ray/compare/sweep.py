@@ -57,7 +57,8 @@ def run_sweep(
         KeyboardInterrupt: the sweep was interrupted; finished cells are kept.
     """
     store = RunStore(folder / "cells")
-    cells, finished = all_cells(study, store.read_all()), store.finished()
+    found = store.read_all()
+    cells, finished = all_cells(study, found), {record.cell for record in found}
     progress = Progress(cells, finished)
     pending = [cell for cell in cells if cell.spec.cell not in finished]
     say(f"{study.name}: {len(cells)} runs, {progress.done} of them finished before")
