@@ -54,6 +54,8 @@ _COLUMNS = {
     "validation_accuracy": _NUMBER,
     "test_accuracy": _NUMBER,
     "device_seconds": _NUMBER,
+    "tuning_seconds": _NUMBER,
+    "tuning": _TEXT,
     "startup_seconds": _NUMBER,
     "restarts": _INTEGER,
     "finished_at": _TEXT,
@@ -128,8 +130,9 @@ def read_ledger(path: Path) -> list[RunRecord]:
         table = pq.read_table(pa.BufferReader(path.read_bytes()))
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is not a Parquet file: {error}") from error
-    if set(table.column_names) != set(_COLUMNS):
-        odd = sorted(set(table.column_names) ^ set(_COLUMNS))
+    # A column that a record has a value for without it came later: ledgers from before may lack it.
+    needed = {name for name in _COLUMNS if RunRecord.model_fields[name].is_required()}
+    if odd := sorted((needed - set(table.column_names)) | (set(table.column_names) - set(_COLUMNS))):
         raise ValueError(f"{path} is not a ledger of this version: columns {', '.join(odd)} differ")
     rows = table.to_pylist()
     return [RunRecord.model_validate({**row, "versions": dict(row["versions"])}) for row in rows]

@@ -69,7 +69,9 @@ class RunRecord(_Row):
     rate from which the decay started; ``switch_step`` the optimizer step at which the warmup ended;
     ``rolled_back_to`` the step whose weights were put back, or -1. ``device_seconds`` = seconds in the
     loop (training, evaluation, checkpoints; not ``startup_seconds``) times workers, with those of earlier
-    lives up to the checkpoint that was resumed.
+    lives up to the checkpoint that was resumed. ``tuning_seconds`` is the part of them that went into the
+    choice of a learning rate (a range test, runs that were stopped early), ``tuning`` says in a few words
+    what that was; 0 and "" for a run that is just a run.
     """
 
     cell: str
@@ -95,6 +97,8 @@ class RunRecord(_Row):
     validation_accuracy: float
     test_accuracy: float
     device_seconds: float
+    tuning_seconds: float = 0.0
+    tuning: str = ""
     startup_seconds: float
     restarts: int
     finished_at: str

@@ -91,6 +91,16 @@ def test_what_is_no_ledger_is_refused(tmp_path: Path) -> None:
         read_ledger(tmp_path / "other.parquet")
 
 
+def test_a_ledger_from_before_a_column_existed_is_read_with_its_default(
+    tmp_path: Path, odd: RunRecord
+) -> None:
+    write_ledger([odd], tmp_path / "ledger.parquet")
+    table = pq.read_table(tmp_path / "ledger.parquet").drop_columns(["tuning", "tuning_seconds"])
+    pq.write_table(table, tmp_path / "old.parquet")
+    (read,) = read_ledger(tmp_path / "old.parquet")
+    assert (read.tuning, read.tuning_seconds) == ("", 0.0)
+
+
 def test_store_round_trip(tmp_path: Path, odd: RunRecord) -> None:
     store = RunStore(tmp_path / "runs")
     assert store.read_all() == []
