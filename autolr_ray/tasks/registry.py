@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +10,7 @@ from torch.nn import functional as F
 
 from autolr_ray.tasks.datasets import DATA_SETS, TASKS
 from autolr_ray.tasks.models import LOSSES, build_model, check_model
+from autolr_ray.tasks.named import named_object
 from autolr_ray.tasks.task import Task
 
 
@@ -75,59 +73,24 @@ def check_task(task: str, model: str | None, data_dir: Path | None) -> None:
         DATA_SETS[task].check(data_dir)
 
 
-def _user_task(spec: str) -> Task:
-    module_name, _, attribute = spec.partition(":")
-    if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
-        raise ValueError(f"task: {spec!r} is not allowed; expected the form 'package.module:attribute'")
-    module = _import(spec, module_name)
-    if not hasattr(module, attribute):
-        raise ValueError(
-            f"task: {spec!r} is not allowed; module {module_name!r} has no attribute {attribute!r}"
-        )
-    found: object = getattr(module, attribute)
+def _user_task(name: str) -> Task:
+    found = named_object(
+        "task", name, "a Task or a function without arguments that returns one",
+        lambda value: isinstance(value, Task) or callable(value),
+    )  # fmt: skip
     if isinstance(found, Task):
         return found
-    if callable(found):
-        try:
-            inspect.signature(found).bind()
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"task: {spec!r} is not allowed; {attribute}() cannot be called without arguments ({error})"
-            ) from error
-        made = found()
-        if isinstance(made, Task):
-            return made
-        raise ValueError(
-            f"task: {spec!r} is not allowed; {attribute}() returned {_kind(made)}, expected a Task"
-        )
-    raise ValueError(
-        f"task: {spec!r} is not allowed; {attribute!r} is {_kind(found)}, expected a Task or a function "
-        "without arguments that returns one"
-    )
-
-
-def _import(spec: str, module_name: str) -> object:
-    # A console script does not have the current directory on its path. It goes last, so that no file in it
-    # can take the place of a library, and stays, because the user's module may import its neighbours later.
-    current = os.getcwd()
-    if current not in sys.path and "" not in sys.path:
-        sys.path.append(current)
-    # The module may have been written since Python last listed the directory (a notebook does that).
-    importlib.invalidate_caches()
+    attribute = name.partition(":")[2]
     try:
-        return importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        missing = error.name or ""
-        if module_name == missing or module_name.startswith(f"{missing}."):
-            raise ValueError(
-                f"task: {spec!r} is not allowed; no module {missing!r} was found; the current directory "
-                f"({current}), PYTHONPATH and the installed packages are searched"
-            ) from error
+        inspect.signature(found).bind()
+    except (TypeError, ValueError) as error:
         raise ValueError(
-            f"task: {spec!r} is not allowed; module {module_name!r} was found, but it imports {missing!r}, "
-            "which was not"
+            f"task: {name!r} is not allowed; {attribute}() cannot be called without arguments ({error})"
         ) from error
-
-
-def _kind(value: object) -> str:
-    return f"a value of type {type(value).__name__}"
+    made = found()
+    if isinstance(made, Task):
+        return made
+    raise ValueError(
+        f"task: {name!r} is not allowed; {attribute}() returned a value of type {type(made).__name__}, "
+        "expected a Task"
+    )

@@ -5,28 +5,29 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
+from torch.optim import Optimizer
 
-from autolr_ray.schedule import AutoWarmup, DivergenceError, Schedule
-from autolr_ray.schedule.look_inside import receipt_row
+from autolr_ray.schedule import AutoWarmup, DivergenceError
 from autolr_ray.tasks import Splits, Task, get_task
+from autolr_ray.tasks.named import code_fingerprint
 from autolr_ray.tasks.task import Examples
+from autolr_ray.train.arm import Parts
 from autolr_ray.train.batches import TrainBatches, derive_seed, evaluation_batches
 from autolr_ray.train.checkpoints import State
 from autolr_ray.train.context import RunContext
+from autolr_ray.train.evaluation import mean_score, scored_weights, set_mode
+from autolr_ray.train.finished import finished_record
 from autolr_ray.train.micro_batch import find_accumulation_steps, rehearse
-from autolr_ray.train.record import EpochRow, Posterior, ReceiptRow, RunRecord, Trace
+from autolr_ray.train.range_test import range_test
+from autolr_ray.train.record import EpochRow, RunRecord
 from autolr_ray.train.spec import RunSpec
-from autolr_ray.train.versions import device_name, versions
-
-_TRACE_POINTS = 1000
 
 
 def run(
@@ -61,7 +62,8 @@ def run(
         for epoch in range(training.steps_done // training.steps_per_epoch, spec.epochs):
             row = training.train_epoch(epoch)
             context.report(row, training.state())
-        record = training.record(study=study, arm=arm, point=point)
+        test_accuracy = training.evaluate(training.splits.test)
+        record = finished_record(training, test_accuracy, study=study, arm=arm, point=point)
         if context.rank == 0:
             context.finish(record)
     finally:
@@ -86,6 +88,11 @@ class TrainingRun:
         self.rates: list[float] = []
         self.task = get_task(spec.task, spec.model)
         self.splits = _splits(spec.task, spec.model, spec.data_dir)
+        if spec.code and (code := code_fingerprint(spec.own_names)) != spec.code:
+            raise ValueError(
+                f"code: this worker's {' and '.join(spec.own_names)} has code {code}, the run was made for "
+                f"{spec.code}; every node needs the same files"
+            )
         state = context.restore()
         if state is not None and state["cell"] != spec.cell:
             raise ValueError(f"checkpoint: it belongs to run {state['cell']}, this is {spec.cell}")
@@ -100,14 +107,13 @@ class TrainingRun:
         self.model = context.wrap(self.network)
         if spec.compute.compile:
             self.model = torch.compile(self.model)  # type: ignore[assignment]
-        self.optimizer = spec.optimizer.build(self.network.parameters())
         self.scaler = spec.compute.scaler(context.device)
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.total_steps = self.steps_per_epoch * spec.epochs
-        self.schedule: Schedule = spec.schedule.build(
-            self.optimizer, self.total_steps, self.steps_per_epoch, self.network, self.scaler
-        )
         self._generator = torch.Generator(device=context.device)
+        self.found_lr: float | None = None if state is None else state["found_lr"]
+        self.tuning_seconds = 0.0
+        self.optimizer, self.schedule = spec.schedule.build(self._parts())
         # Losses of this epoch's steps that are not yet in ``losses``, on the device.
         self._waiting = torch.zeros(self.steps_per_epoch, device=context.device)
         if state is not None:
@@ -136,6 +142,8 @@ class TrainingRun:
             "startup_seconds": self.startup_seconds,
             "restarts": self.restarts,
             "accumulation_steps": self.accumulation_steps,
+            "found_lr": self.found_lr,
+            "tuning_seconds": self.tuning_seconds,
             "model": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -152,18 +160,56 @@ class TrainingRun:
         self.schedule.load_state_dict(state["schedule"])
         self.steps_done = state["step"]
         self._earlier_seconds = state["seconds"]
+        self.tuning_seconds = state["tuning_seconds"]
         self.startup_seconds = state["startup_seconds"]
         self.restarts = state["restarts"] + 1
         self.rows = [EpochRow(**row) for row in state["rows"]]
         self.losses, self.rates = state["losses"].tolist(), state["rates"].tolist()
 
+    def _parts(self) -> Parts:
+        """What the arm is built from."""
+        return Parts(
+            model=self.network,
+            total_steps=self.total_steps,
+            steps_per_epoch=self.steps_per_epoch,
+            scaler=self.scaler,
+            make_optimizer=lambda: self.spec.optimizer.build(self.network.parameters(), self.total_steps),
+            range_test=self._range_test,
+        )
+
+    def _range_test(
+        self, make_optimizer: Callable[[], Optimizer], min_lr: float, max_lr: float, steps: int
+    ) -> float:
+        """The learning rate that the range test finds, or found in an earlier life; its time is charged."""
+        if self.found_lr is None:
+            began = time.perf_counter()
+            self.model.train()
+            self.found_lr = range_test(
+                self.model, lambda inputs, targets: self._loss(self.model, inputs, targets),
+                self._probe_batches(), make_optimizer, min_lr, max_lr, steps,
+                scaler=self.spec.compute.scaler(self.context.device), world_size=self.context.world_size,
+            )  # fmt: skip
+            self.tuning_seconds = time.perf_counter() - began
+            self._earlier_seconds += self.tuning_seconds
+        return self.found_lr
+
+    def _probe_batches(self) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
+        """Training batches without end, with random draws that no training step has."""
+        step = 0
+        while True:
+            for micro_batches in self.batches.epoch(step // self.steps_per_epoch):
+                step += 1
+                self._seed(-1 - step)
+                yield micro_batches
+
     def train_epoch(self, epoch: int) -> EpochRow:
         """What is left of one pass over the training part, then validation."""
         self.model.train()
+        set_mode(self.optimizer, "train")
         first = self.steps_done - epoch * self.steps_per_epoch
         for number, micro_batches in enumerate(self.batches.epoch(epoch, first), start=first):
             self._seed(self.steps_done)
-            self.rates.append(float(self.schedule.get_last_lr()[0]))
+            self.rates.append(self._rate())
             loss = self._step(micro_batches)
             self._waiting[number] = loss
             self.schedule.step(loss)
@@ -184,6 +230,11 @@ class TrainingRun:
         )
         self.rows.append(row)
         return row
+
+    def _rate(self) -> float:
+        """The learning rate of the next step; Prodigy multiplies the schedule's by what it has found."""
+        scale = self.optimizer.param_groups[0].get("d", 1.0)
+        return float(self.schedule.get_last_lr()[0]) * float(scale)
 
     def _saves_here(self) -> bool:
         every = self.spec.checkpoint_every
@@ -264,7 +315,7 @@ class TrainingRun:
         """Mean loss of one micro-batch, augmented."""
         if self.task.augment is not None:
             inputs = self.task.augment(inputs, self._generator)
-        with self.spec.compute.autocast(self.context.device):
+        with self._autocast():
             return self.task.loss(model(self._prepared(inputs)), targets)
 
     def _prepared(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -274,76 +325,35 @@ class TrainingRun:
         no_sync = getattr(self.model, "no_sync", None)
         return no_sync() if no_sync is not None else contextlib.nullcontext()
 
-    @torch.no_grad()
     def evaluate(self, examples: Examples) -> float:
         """Mean score over all of ``examples``, shared among the ranks."""
-        if self.context.world_size > 1:
-            # Without SyncBatchNorm each rank has running statistics of its own; rank 0's count.
-            for buffer in self.network.buffers():
-                dist.broadcast(buffer, src=0)
-        self.network.eval()
-        sums = torch.zeros(2, dtype=torch.float64, device=self.context.device)
-        for inputs, targets in evaluation_batches(
-            examples, self.spec, self.context.rank, self.context.device, world_size=self.context.world_size
-        ):
-            with self.spec.compute.autocast(self.context.device):
-                outputs = self.network(self._prepared(inputs))
-            correct = self.task.correct(outputs, targets)
-            sums += torch.stack([correct.sum(), torch.tensor(float(len(correct)), device=sums.device)])
-        correct_sum, count = self._sum_over_ranks(sums).tolist()
-        return float(correct_sum / count)
+        context = self.context
+        batches = evaluation_batches(
+            examples, self.spec, context.rank, context.device, world_size=context.world_size
+        )
+        with scored_weights(self.optimizer, self.network, self._recent_inputs, self._autocast):
+            return mean_score(
+                self.network, batches, self._outputs, self.task.correct, world_size=context.world_size
+            )
+
+    def _recent_inputs(self) -> Iterator[torch.Tensor]:
+        """The training inputs of the last epoch, as the network sees them."""
+        epoch = (self.steps_done - 1) // self.steps_per_epoch
+        for micro_batches in self.batches.epoch(epoch):
+            yield from (self._prepared(inputs) for inputs, _ in micro_batches)
+
+    def _outputs(self, inputs: torch.Tensor) -> torch.Tensor:
+        with self._autocast():
+            outputs: torch.Tensor = self.network(self._prepared(inputs))
+        return outputs
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        return self.spec.compute.autocast(self.context.device)
 
     def _sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
         if self.context.world_size > 1:
             dist.all_reduce(values)
         return values.cpu()
-
-    def record(self, *, study: str, arm: str, point: str) -> RunRecord:
-        """The finished run; reads the test part, once."""
-        spec, schedule = self.spec, self.schedule
-        test_accuracy = self.evaluate(self.splits.test)
-        auto = schedule if isinstance(schedule, AutoWarmup) else None
-        decision = auto.receipts[-1] if auto and auto.switch_step is not None else None
-        peak_lr = auto.peak_lr if auto else spec.schedule.peak_lr  # type: ignore[union-attr]
-        switch_step = auto.switch_step if auto else schedule.warmup_steps  # type: ignore[attr-defined]
-        kept = np.unique(np.linspace(0, self.total_steps - 1, _TRACE_POINTS).round().astype(int))
-        posterior = Posterior(step=[], mean=[], sd=[])
-        if decision is not None:
-            steps = np.linspace(0.0, decision.step, len(decision.mean))
-            posterior = Posterior(step=steps.tolist(), mean=decision.mean.tolist(), sd=decision.sd.tolist())
-        return RunRecord(
-            cell=spec.cell, study=study, arm=arm, point=point,
-            batch_size=spec.batch_size, seed=spec.seed, task=self.task.name, model=spec.model or "",
-            optimizer=spec.optimizer.name, schedule=spec.schedule.kind, workers=spec.workers,
-            device=device_name(self.context.device), epochs=spec.epochs, total_steps=self.total_steps,
-            peak_lr=math.nan if peak_lr is None else peak_lr,
-            warmup_fraction=math.nan if switch_step is None else switch_step / self.total_steps,
-            switch_step=-1 if switch_step is None else switch_step,
-            verdict=decision.verdict.name.lower() if decision else "",
-            rolled_back_to=decision.rolled_back_to if decision else -1,
-            train_loss=self.rows[-1].train_loss,
-            validation_accuracy=self.rows[-1].validation_accuracy,
-            test_accuracy=test_accuracy,
-            device_seconds=self.seconds * spec.workers,
-            startup_seconds=self.startup_seconds,
-            restarts=self.restarts,
-            finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            versions=versions(),
-            epoch_rows=self.rows,
-            trace=Trace(
-                step=kept.tolist(),
-                lr=[self.rates[i] for i in kept],
-                loss=[self.losses[i] for i in kept],
-            ),
-            receipts=[
-                ReceiptRow.model_validate(
-                    {key: value for key, value in receipt_row(r).items() if key in ReceiptRow.model_fields}
-                    | {"argmin_step": round(r.argmin_step)}
-                )
-                for r in (auto.receipts if auto else [])
-            ],
-            posterior=posterior,
-        )  # fmt: skip
 
 
 @lru_cache(maxsize=1)

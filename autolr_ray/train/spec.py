@@ -12,7 +12,7 @@ from pydantic import Field, PlainValidator, model_validator
 from autolr_ray.train.compute import Compute
 from autolr_ray.train.config import Config
 from autolr_ray.train.optimizers import AdamW, OptimizerSpec
-from autolr_ray.train.schedules import AutoWarmupSpec, ScheduleSpec
+from autolr_ray.train.schedules import AutoWarmupSpec, OwnSpec, ScheduleSpec
 
 PositiveInt = Annotated[int, Field(ge=1)]
 
@@ -41,7 +41,12 @@ def require_divisible(
 
 _NOT_DECIDING = {"data_dir", "loader_workers", "checkpoint_every", "on_non_finite"}
 # Left out of the hash at their usual values, so that runs from before they existed keep their names.
-_ADDED_LATER: dict[str, Any] = {"compute": Compute().model_dump(mode="json")}
+_ADDED_LATER: dict[str, Any] = {"compute": Compute().model_dump(mode="json"), "code": ""}
+# Optimizers that set the size of their steps by themselves, and the schedules that leave them to it.
+_SELF_SCALING = {
+    "prodigy": ("linear_warmup", "constant", "own"),
+    "schedule_free_adamw": ("constant", "own"),
+}
 
 
 class RunSpec(Config):
@@ -62,6 +67,8 @@ class RunSpec(Config):
         loader_workers: loading processes for data that is not held in memory.
         checkpoint_every: optimizer steps between checkpoints inside an epoch; there is one at each epoch's
             end anyway.
+        code: fingerprint of the code behind ``package.module:attribute`` names; a worker with other code
+            refuses the run. "" where nobody asked.
         on_non_finite: when every loss of an epoch after the warmup was NaN or infinite, "finish" the run as
             it is (in a comparison that is a result) or "raise" an error.
     """
@@ -79,12 +86,29 @@ class RunSpec(Config):
     compute: Compute = Compute()
     loader_workers: Annotated[int, Field(ge=0)] = 0
     checkpoint_every: PositiveInt | None = None
+    code: str = ""
     on_non_finite: Literal["finish", "raise"] = "finish"
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
         require_divisible("batch_size", self.batch_size, self.workers, self.accumulation_steps)
         return self
+
+    @model_validator(mode="after")
+    def _schedules(self) -> Self:
+        allowed = _SELF_SCALING.get(self.optimizer.name)
+        if allowed is not None and self.schedule.kind not in allowed:
+            raise ValueError(
+                f"schedule.kind: {self.schedule.kind!r} is not allowed with the optimizer "
+                f"{self.optimizer.name!r}, which scales its own steps; allowed: {', '.join(allowed)}"
+            )
+        return self
+
+    @property
+    def own_names(self) -> list[str]:
+        """The ``package.module:attribute`` names whose code decides the result."""
+        names = [self.task] if ":" in self.task else []
+        return [*names, *([self.schedule.arm] if isinstance(self.schedule, OwnSpec) else [])]
 
     @property
     def cell(self) -> str:

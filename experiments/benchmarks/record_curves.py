@@ -38,10 +38,10 @@ def record(
     task = get_task(spec.task, spec.model)
     torch.manual_seed(seed)
     network = task.model()
-    chosen = spec.optimizer.build(network.parameters())
     train = task.data(None).train
     assert isinstance(train, TensorData)
     batches = TrainBatches(train, spec, rank=0, device=torch.device("cpu"))
+    chosen = spec.optimizer.build(network.parameters(), batches.steps_per_epoch * epochs)
     warmup_steps = int(batches.steps_per_epoch * epochs * 0.5)
     losses: list[float] = []
     for epoch in range(epochs):

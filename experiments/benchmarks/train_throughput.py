@@ -92,9 +92,9 @@ def plain_epochs(spec: RunSpec) -> Iterator[int]:
     torch.manual_seed(spec.seed)
     network = task.model().to(device)
     model = nn.parallel.DistributedDataParallel(network) if spec.workers > 1 else network
-    optimizer = spec.optimizer.build(network.parameters())
     batches = TrainBatches(splits.train, spec, rank, device)
     total = batches.steps_per_epoch * spec.epochs
+    optimizer = spec.optimizer.build(network.parameters(), total)
     schedule = LinearWarmup(optimizer, total, peak_lr=1e-3, warmup_fraction=0.0)
     for epoch in range(spec.epochs):
         model.train()

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from train_helpers import AUTO, LINEAR, PAPER, STEPS_PER_EPOCH, Cut, SpyContext, assert_same, result, spec_of
 
 from autolr_ray.schedule import LinearWarmup
-from autolr_ray.train import OPTIMIZERS, LocalContext, RunRecord, loop, run
+from autolr_ray.train import LocalContext, RunRecord, loop, run
 from autolr_ray.train.batches import TrainBatches
 from autolr_ray.train.checkpoints import CheckpointFolder, load_state, save_state
 from autolr_ray.train.record import write_record
@@ -294,7 +294,7 @@ def test_the_test_part_is_not_read_before_the_end(tmp_path):
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", helpers.SCHEDULED)
 @pytest.mark.parametrize("rule", SCHEDULES)
 def test_cut_off_in_every_epoch(rule, optimizer, when, whole, tmp_path):
     spec = spec_of(schedule=SCHEDULES[rule], optimizer={"name": optimizer})

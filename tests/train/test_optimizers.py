@@ -1,6 +1,8 @@
 """Optimizers by name: the right class, the right settings, and a loss that falls."""
 
+import prodigyopt
 import pytest
+import schedulefree
 import timm.optim
 import torch
 import train_helpers
@@ -29,12 +31,25 @@ CASES = {
         {"weight_decay": 5e-4, "momentum": 0.9, "nesterov": True, "dampening": 0},
         {"weight_decay": 0.3, "momentum": 0.8},
     ),
+    "prodigy": (
+        prodigyopt.Prodigy,
+        {"weight_decay": 0.01, "betas": (0.9, 0.999), "d_coef": 1.0, "safeguard_warmup": False},
+        {"weight_decay": 0.3, "betas": (0.8, 0.99), "d_coef": 2.0, "safeguard_warmup": True},
+    ),
+    "schedule_free_adamw": (
+        schedulefree.AdamWScheduleFree,
+        {"weight_decay": 0.01, "betas": (0.9, 0.999), "warmup_steps": 2},
+        {"weight_decay": 0.3, "betas": (0.8, 0.99)},
+    ),
 }
 
 
 def build(name, **settings):
-    spec = RunSpec(task="unused", batch_size=1, epochs=1, optimizer={"name": name, **settings})
-    return spec.optimizer.build(nn.Linear(3, 2).parameters())
+    schedule = {"kind": "constant"}
+    spec = RunSpec(
+        task="unused", batch_size=1, epochs=1, optimizer={"name": name, **settings}, schedule=schedule
+    )
+    return spec.optimizer.build(nn.Linear(3, 2).parameters(), total_steps=40)
 
 
 def test_every_name_has_a_case():
@@ -62,7 +77,7 @@ def test_lamb_without_a_bound_on_the_gradient():
     assert build("lamb", max_grad_norm=0).param_groups[0]["max_grad_norm"] is None
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", train_helpers.SCHEDULED)
 def test_trains(name, tmp_path):
     spec = train_helpers.spec_of(optimizer={"name": name}, schedule=train_helpers.LINEAR, epochs=4)
     record, _ = train_helpers.train(spec, tmp_path)

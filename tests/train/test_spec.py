@@ -147,6 +147,7 @@ DECIDING = {
     "schedule": {"kind": "linear_warmup", "peak_lr": 0.1},
     "seed": 1,
     "compute": {"channels_last": True},
+    "code": "0123456789abcdef",
 }
 NOT_DECIDING = {
     "data_dir": "/data", "loader_workers": 4, "checkpoint_every": 10, "on_non_finite": "raise"

@@ -23,7 +23,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import Dataset
 
 from autolr_ray.tasks import Splits, Task, TensorData
-from autolr_ray.train import LocalContext, RunRecord, RunSpec, run
+from autolr_ray.train import OPTIMIZERS, LocalContext, RunRecord, RunSpec, run
 from autolr_ray.train.checkpoints import State
 from autolr_ray.train.record import EpochRow
 
@@ -120,6 +120,10 @@ simple = Task(name="simple", data=tensors, model=simple_network, transform=scale
 AUTO = {"kind": "auto_warmup", "max_lr": 10.0, "max_warmup_fraction": 0.8}
 PAPER = AUTO | {"rule": "paper"}
 LINEAR = {"kind": "linear_warmup", "peak_lr": 0.02, "warmup_fraction": 0.1}
+
+
+# Optimizers that leave the learning rate to the schedule; the two others have tests of their own.
+SCHEDULED = tuple(name for name in OPTIMIZERS if name not in ("prodigy", "schedule_free_adamw"))
 
 
 def spec_of(task: str = "mlp", **changes: Any) -> RunSpec:
