@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from autolr_ray.compare.study import Cell, Study
+    from autolr_ray.remote import Location
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -33,10 +33,16 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--study", required=True, help="a study's YAML file, or the name of a shipped study")
     parser.add_argument(
-        "--results", type=Path, default=Path("results"), help="results' folder (default: %(default)s)"
+        "--results",
+        default="results",
+        help="where results go: a folder, on a cluster one that every node has mounted, or object storage as "
+        "s3://bucket/prefix (default: %(default)s)",
     )
     parser.add_argument("--data-dir", type=Path, help="where the data set lies; overrides the study's")
     parser.add_argument("--address", help="Ray cluster to use (default: the one at hand, or a new local one)")
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="try runs again that had been given up after errors"
+    )
     parser.add_argument("--list", action="store_true", help="print the study's runs and stop")
 
 
@@ -54,7 +60,7 @@ def run_compare(options: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT
     try:
-        return _compare(study, folder, options.address)
+        return _compare(study, folder, options.address, options.retry_failed)
     except KeyboardInterrupt:
         print(_GO_ON, file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -63,24 +69,28 @@ def run_compare(options: argparse.Namespace) -> int:
 _GO_ON = "interrupted: finished runs are kept; the same command goes on from here"
 
 
-def _compare(study: Study, folder: Path, address: str | None) -> int:
+def _compare(study: Study, folder: Location, address: str | None, retry_failed: bool) -> int:
     """Run what has no result yet, then write and print what there is; the exit status."""
     from autolr_ray.compare.extend import all_cells
     from autolr_ray.compare.ledger import RunStore
 
     _keep_study(study, folder)
-    found = RunStore(folder / "cells").read_all()
+    store = RunStore(folder / "cells")
+    found = store.read_all()
     wanted = {cell.spec.cell for cell in all_cells(study, found)}
-    finished = wanted & {record.cell for record in found}
     interrupted, failures = False, []
-    if finished == wanted:
+    if wanted <= {record.cell for record in found}:
         print(f"{study.name}: all {len(wanted)} runs are finished, nothing to run; writing the report again")
     else:
         print(f"{study.name}: {len(wanted)} runs into {folder}; importing Ray and PyTorch ...", flush=True)
         from autolr_ray.compare.cluster import ClusterError
+        from autolr_ray.compare.failures import FailureLog
         from autolr_ray.compare.publish import Publisher
         from autolr_ray.compare.sweep import failure_lines, run_sweep
 
+        if retry_failed:
+            log = FailureLog(folder / "failures")
+            log.forget(log.read())
         publisher = Publisher(study, folder)
         try:
             failures = failure_lines(run_sweep(study, folder, address=address, on_finished=publisher.touch))
@@ -95,14 +105,16 @@ def _compare(study: Study, folder: Path, address: str | None) -> int:
     from autolr_ray.compare.publish import publish
     from autolr_ray.compare.report import console_table
 
-    records, paths = publish(study, folder)
+    published = publish(study, folder, store)
     table = console_table(
-        records, margin=study.margin, baseline_arm=study.baseline, candidate_arm=study.candidate,
-        expected_cells=len(all_cells(study, records)),
+        published.rows.records, margin=study.margin, baseline_arm=study.baseline,
+        candidate_arm=study.candidate, expected_cells=published.rows.expected,
     )  # fmt: skip
-    print(f"\n{table}\n\nreport: {paths.html}", flush=True)
+    print(f"\n{table}\n\nreport: {published.report}", flush=True)
     for line in failures:
         print(line, file=sys.stderr)
+    if failures:
+        print("with --retry-failed runs that were given up are tried again", file=sys.stderr)
     if interrupted:
         print(_GO_ON, file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -114,7 +126,7 @@ def _line(cell: Cell) -> str:
     return f"{spec.cell}  {cell.arm:20s} {cell.point:28s} batch {spec.batch_size}  seed {spec.seed}"
 
 
-def _keep_study(study: Study, folder: Path) -> None:
+def _keep_study(study: Study, folder: Location) -> None:
     """Write ``study.yaml`` beside the results; say so where an earlier one was different, and keep it too."""
     from autolr_ray.compare.study import dump_study
     from autolr_ray.files import write_atomically
@@ -130,17 +142,20 @@ def _keep_study(study: Study, folder: Path) -> None:
     write_atomically(path, text)
 
 
-def _writable(results: Path, name: str) -> Path:
-    """The study's folder in ``results``, made; StudyError where it cannot be written to."""
+def _writable(results: str, name: str) -> Location:
+    """The study's place in ``results``, tried out; StudyError where it cannot be written to."""
     from autolr_ray.compare.study import StudyError
+    from autolr_ray.files import write_atomically
+    from autolr_ray.remote import location
 
-    if re.match(r"[a-z0-9]+:/", str(results)):
-        raise StudyError(f"results: {results} is not allowed; a folder that every node has mounted is needed")
-    folder = results.expanduser().resolve() / name
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        place = location(results)
+        folder = (place.expanduser().resolve() if isinstance(place, Path) else place) / name
+    except ValueError as error:
+        raise StudyError(f"results: {error}") from error
+    try:
         probe = folder / ".writable"
-        probe.touch()
+        write_atomically(probe, b"")
         probe.unlink()
     except OSError as error:
         raise StudyError(f"results: {folder} cannot be written to ({error.strerror or error})") from error

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from autolr_ray.remote import Location, RemotePath
 
-def write_atomically(path: Path, content: bytes | memoryview, *, durable: bool = False) -> None:
+
+def write_atomically(path: Location, content: bytes | memoryview, *, durable: bool = False) -> None:
     """Write a file so that a reader finds either the old content or all of the new.
 
     ``durable`` also waits until file and folder entry are on the disk. Missing folders are made.
     """
+    if isinstance(path, RemotePath):
+        path.write_bytes(content)
+        return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The same folder, because os.replace is atomic only within one file system.
@@ -37,3 +43,12 @@ def write_atomically(path: Path, content: bytes | memoryview, *, durable: bool =
                 os.fsync(folder)
             finally:
                 os.close(folder)
+
+
+def remove_tree(path: Location) -> None:
+    """Delete a folder with all that is in it; no error where it is not there or cannot be deleted."""
+    if isinstance(path, RemotePath):
+        with suppress(OSError):
+            path.remove_tree()
+    else:
+        shutil.rmtree(path, ignore_errors=True)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from autolr_ray.compare.arms import GridArm, point_name
 from autolr_ray.compare.statistics import tune
-from autolr_ray.compare.study import Cell, GridArm, Study, point_name
+from autolr_ray.compare.study import Cell, Study
 from autolr_ray.compare.values import Edge
 from autolr_ray.train.record import RunRecord
 from autolr_ray.train.schedules import LinearWarmupSpec
@@ -27,15 +28,15 @@ def all_cells(study: Study, records: Sequence[RunRecord]) -> list[Cell]:
         records: finished runs, of whatever study; only the cells count, not the labels.
     """
     cells = study.cells()
-    known = {cell.spec.cell for cell in cells}
+    known = {(cell.arm, cell.spec.cell) for cell in cells}
     finished = {record.cell: record for record in records}
     for name, arm in study.arms.items():
         if isinstance(arm, GridArm):
             for batch in study.batches:
                 mine = [c for c in cells if c.arm == name and c.spec.batch_size == batch.size]
                 for cell in _grown(name, arm, mine, finished):
-                    if cell.spec.cell not in known:
-                        known.add(cell.spec.cell)
+                    if (name, cell.spec.cell) not in known:
+                        known.add((name, cell.spec.cell))
                         cells.append(cell)
     return cells
 

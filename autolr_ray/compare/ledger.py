@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from autolr_ray.files import write_atomically
+from autolr_ray.remote import Location
 from autolr_ray.train.record import RunRecord, write_record
 
 _TEXT, _INTEGER, _NUMBER = pa.string(), pa.int64(), pa.float64()
@@ -95,35 +95,38 @@ SCHEMA = pa.schema(
 _SAFE_CELL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-def write_ledger(records: Sequence[RunRecord], path: Path) -> None:
+def write_ledger(records: Sequence[RunRecord], path: Location) -> None:
     """Write all runs to one Parquet file, replacing it in one move.
 
     Rows are sorted by study, arm, point, batch size, seed and cell, so that the same runs in any order
     give the same file. An empty ledger is a valid file of zero rows.
 
     Raises:
-        ValueError: two records carry the same cell.
+        ValueError: two records carry the same cell, arm and point.
     """
     ordered = sorted(records, key=lambda r: (r.study, r.arm, r.point, r.batch_size, r.seed, r.cell))
-    seen: set[str] = set()
+    seen: set[tuple[str, str, str]] = set()
     for record in ordered:
-        if record.cell in seen:
-            raise ValueError(f"records: cell {record.cell!r} occurs twice; a ledger holds one run per cell")
-        seen.add(record.cell)
+        key = (record.cell, record.arm, record.point)
+        if key in seen:
+            raise ValueError(
+                f"records: cell {record.cell!r} occurs twice as {record.arm!r} {record.point!r}; a ledger "
+                "holds one row for each"
+            )
+        seen.add(key)
     table = pa.Table.from_pylist([_row(record) for record in ordered], schema=SCHEMA)
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd")
     write_atomically(path, buffer.getvalue().to_pybytes())
 
 
-def read_ledger(path: Path) -> list[RunRecord]:
+def read_ledger(path: Location) -> list[RunRecord]:
     """Read the runs that :func:`write_ledger` wrote, in its order.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is not a ledger, or one that another version wrote.
     """
-    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no ledger at {path}")
     try:
@@ -145,10 +148,13 @@ class RunStore:
     the disk when :meth:`write` returns. A cell is finished exactly when its file can be read.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: Location) -> None:
+        self.folder = folder
+        self._read: dict[str, RunRecord] = {}
+        self.unreadable: set[str] = set()
+        """Names of files that were no record when they were last read."""
 
-    def path(self, cell: str) -> Path:
+    def path(self, cell: str) -> Location:
         """The file of one cell.
 
         Raises:
@@ -159,28 +165,44 @@ class RunStore:
         return self.folder / f"{cell}.json"
 
     def write(self, record: RunRecord) -> None:
-        """Keep one finished run. A second write of the same cell replaces the first."""
-        write_record(record, self.path(record.cell).parent)
+        """Keep one finished run; where there is one of that cell already, that one stays."""
+        self.path(record.cell)
+        write_record(record, self.folder)
 
     def read_all(self) -> list[RunRecord]:
-        """Every finished run, sorted by cell. A file that is none is skipped with a ``RuntimeWarning``."""
+        """Every finished run, sorted by cell. A file that is none is skipped with a ``RuntimeWarning``.
+
+        A record never changes once it is there, so that each is read once.
+        """
         if not self.folder.is_dir():
             return []
         records = []
-        for path in sorted(self.folder.glob("*.json")):
+        self.unreadable.clear()
+        paths: list[Location] = list(self.folder.glob("*.json"))
+        for path in sorted(paths, key=lambda path: path.name):
+            if path.stem in self._read:
+                records.append(self._read[path.stem])
+                continue
             try:
                 record = RunRecord.model_validate_json(path.read_bytes())
             except FileNotFoundError:  # moved away between listing and reading
                 continue
             except (OSError, ValidationError) as error:
+                self.unreadable.add(path.stem)
                 reason = str(error).splitlines()[0]
                 _warn(f"{path} holds no readable run record and is skipped, its cell runs again ({reason})")
                 continue
             if record.cell != path.stem:
+                self.unreadable.add(path.stem)
                 _warn(f"{path} holds the run of another cell, {record.cell!r}, and is skipped")
                 continue
+            self._read[record.cell] = record
             records.append(record)
         return records
+
+    def names(self) -> set[str]:
+        """The cells that have a file, readable or not."""
+        return {path.stem for path in self.folder.glob("*.json")} if self.folder.is_dir() else set()
 
     def finished(self) -> set[str]:
         """The cells that need not run again. Files are read, not listed: a damaged one does not count."""

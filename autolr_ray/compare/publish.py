@@ -4,29 +4,62 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from autolr_ray.compare.extend import all_cells
 from autolr_ray.compare.ledger import RunStore, write_ledger
-from autolr_ray.compare.report import ReportPaths, write_report
+from autolr_ray.compare.report import write_report
+from autolr_ray.compare.rows import Rows, rows_of
 from autolr_ray.compare.study import Study
-from autolr_ray.train.record import RunRecord
+from autolr_ray.files import write_atomically
+from autolr_ray.remote import Location, RemotePath
 
 
-def publish(study: Study, folder: Path) -> tuple[list[RunRecord], ReportPaths]:
-    """Write ``folder/ledger.parquet`` and the report from the study's cells in ``folder/cells``."""
-    found = RunStore(folder / "cells").read_all()
-    cells = all_cells(study, found)
-    # A run is what its spec says; its labels are the study's, and may have changed since it ran.
-    labels = {c.spec.cell: {"study": study.name, "arm": c.arm, "point": c.point} for c in cells}
-    records = [r.model_copy(update=labels[r.cell]) for r in found if r.cell in labels]
-    write_ledger(records, folder / "ledger.parquet")
-    paths = write_report(
-        records, folder, study_name=study.name, margin=study.margin, baseline_arm=study.baseline,
-        candidate_arm=study.candidate, expected_cells=len(cells), data_note=study.note,
-    )  # fmt: skip
-    return records, paths
+def publish(study: Study, folder: Location, store: RunStore | None = None) -> Published:
+    """Write ``folder/ledger.parquet`` and the report from the finished runs in ``folder/cells``.
+
+    The ledger holds every run that lies there; the report is about those that the study asks for. Somebody
+    else may add runs to the same folder meanwhile: if so, it is all written again.
+
+    Args:
+        study: the study.
+        folder: its results.
+        store: of ``folder/cells``, where there is one already: it has read most of them.
+    """
+    store = store or RunStore(folder / "cells")
+    while True:
+        found = store.read_all()
+        rows = rows_of(study, found)
+        write_ledger([*rows.records, *rows.others], folder / "ledger.parquet")
+        report = _write_report(study, rows, folder)
+        if store.names() <= {record.cell for record in found} | store.unreadable:
+            return Published(rows=rows, report=report)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What was written: the rows it is about, and where the report's page lies."""
+
+    rows: Rows
+    report: str
+
+
+def _write_report(study: Study, rows: Rows, folder: Location) -> str:
+    """The report's files, in object storage by way of a folder here; where the page lies."""
+    with ExitStack() as stack:
+        here = folder
+        if isinstance(here, RemotePath):
+            here = Path(stack.enter_context(TemporaryDirectory(prefix="autolr_ray-report-")))
+        paths = write_report(
+            rows.records, here, study_name=study.name, margin=study.margin, baseline_arm=study.baseline,
+            candidate_arm=study.candidate, expected_cells=rows.expected, data_note=study.note,
+        )  # fmt: skip
+        if isinstance(folder, RemotePath):
+            for path in (*paths.figures, paths.csv, paths.markdown, paths.html):
+                write_atomically(folder / str(path.relative_to(here)), path.read_bytes())
+        return str(folder / paths.html.name)
 
 
 class Publisher:
@@ -37,8 +70,9 @@ class Publisher:
     sweep writes again, and speaks up.
     """
 
-    def __init__(self, study: Study, folder: Path, *, interval: float = 15.0) -> None:
+    def __init__(self, study: Study, folder: Location, *, interval: float = 15.0) -> None:
         self._study, self._folder, self._interval = study, folder, interval
+        self._store = RunStore(folder / "cells")
         self._next = time.monotonic() + interval
         self._thread: threading.Thread | None = None
 
@@ -57,6 +91,6 @@ class Publisher:
     def _write(self) -> None:
         began = time.monotonic()
         with suppress(Exception):
-            publish(self._study, self._folder)
+            publish(self._study, self._folder, self._store)
         took = time.monotonic() - began
         self._next = time.monotonic() + max(self._interval, 20 * took)

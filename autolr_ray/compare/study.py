@@ -10,11 +10,13 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from autolr_ray.compare.arms import AnyArm, Arm, AshaArm, GridArm, points_of, read_arm
 from autolr_ray.tasks import check_task
+from autolr_ray.tasks.named import code_fingerprint
 from autolr_ray.train.compute import Compute
 from autolr_ray.train.config import Config, explain
 from autolr_ray.train.optimizers import AdamW, OptimizerSpec
-from autolr_ray.train.schedules import AutoWarmupSpec, LinearWarmupSpec, ScheduleSpec
+from autolr_ray.train.schedules import OwnSpec, ScheduleSpec
 from autolr_ray.train.spec import AccumulationSteps, PositiveInt, RunSpec, require_divisible
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$", max_length=60)]
@@ -45,40 +47,6 @@ class Batch(Config):
         return self
 
 
-class Grid(Config):
-    """The points of a tuned arm: every peak learning rate with every warmup fraction.
-
-    ``extend``: how often, at each batch size, the grid may grow by itself where its best point is its lowest
-    or its highest peak learning rate (see :mod:`autolr_ray.compare.extend`).
-    """
-
-    peak_lr: Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], Field(min_length=1)]
-    warmup_fraction: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)] = (0.05,)
-    extend: Annotated[int, Field(ge=0, le=10)] = 3
-
-    @field_validator("peak_lr", "warmup_fraction")
-    @classmethod
-    def _distinct(cls, values: tuple[float, ...]) -> tuple[float, ...]:
-        if len(set(values)) < len(values):
-            raise ValueError(f"{list(values)} is not allowed; each value may occur once")
-        return values
-
-
-class Arm(Config):
-    """One schedule, AutoWarmup where none is named: one run for each batch size and seed, no tuning."""
-
-    schedule: ScheduleSpec = AutoWarmupSpec()
-    optimizer: OptimizerSpec | None = None
-
-
-class GridArm(Config):
-    """Linear warmup over a grid: the point of highest validation accuracy speaks for the arm."""
-
-    grid: Grid
-    decay: Literal["cosine", "constant-then-cosine"] = "cosine"
-    optimizer: OptimizerSpec | None = None
-
-
 class Resources(Config):
     """What the sweep may use.
 
@@ -88,11 +56,16 @@ class Resources(Config):
             in Tune's own processes, with the same loop and the same result at a tenth of the start-up;
             "auto" does that for cells of one worker.
         max_concurrent: runs at the same time; None: as many as the cluster has room for.
+        gpus_per_worker: below 1, several small runs share a GPU.
+        max_attempts: lives of a run that may end in an error before it is given up, over all sweeps into
+            the same folder.
     """
 
     device: Literal["auto", "cpu", "gpu"] = "auto"
     launcher: Literal["auto", "train", "trial"] = "auto"
     max_concurrent: PositiveInt | None = None
+    gpus_per_worker: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_attempts: PositiveInt = 3
 
 
 class Study(Config):
@@ -110,6 +83,8 @@ class Study(Config):
         checkpoint_every: optimizer steps between checkpoints inside an epoch, beside that at its end.
         margin: how large a difference in accuracy (a fraction) still counts as equivalent.
         note: a line on the data for the report.
+        code: fingerprint of the code behind the study's ``package.module:attribute`` names; set when a study
+            is loaded.
     """
 
     name: Name
@@ -119,11 +94,12 @@ class Study(Config):
     optimizer: OptimizerSpec = AdamW()
     batches: Annotated[tuple[Batch, ...], Field(min_length=1)]
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
-    arms: Annotated[dict[Name, Arm | GridArm], Field(min_length=1)]
+    arms: Annotated[dict[Name, AnyArm], Field(min_length=1)]
     candidate: str
     baseline: str
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.005
     note: str = ""
+    code: str = ""
     compute: Compute = Compute()
     loader_workers: Annotated[int, Field(ge=0)] = 0
     checkpoint_every: PositiveInt | None = None
@@ -132,10 +108,9 @@ class Study(Config):
     @field_validator("arms", mode="before")
     @classmethod
     def _kinds(cls, arms: Any) -> Any:
-        """Say which kind each arm is by its keys, so that an error speaks of that kind alone."""
         if not isinstance(arms, dict):
             raise ValueError("a mapping from names to arms is needed")
-        return {name: _arm(name, arm) for name, arm in arms.items()}
+        return {name: read_arm(name, arm) for name, arm in arms.items()}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -148,34 +123,39 @@ class Study(Config):
         for field, values in (("seeds", self.seeds), ("batches", [batch.size for batch in self.batches])):
             if len(set(values)) < len(values):
                 raise ValueError(f"{field}: {list(values)} is not allowed; each may occur once")
-        names: dict[str, str] = {}
-        for cell in self.cells():
-            name = f"{cell.arm} {cell.point}".strip()
-            if names.setdefault(cell.spec.cell, name) != name:
+        for name, arm in self.arms.items():
+            if isinstance(arm, AshaArm) and not isinstance(self.arms.get(arm.asha.of), GridArm):
+                grids = [other for other, its in self.arms.items() if isinstance(its, GridArm)]
                 raise ValueError(
-                    f"arms: {name!r} is not allowed; it is the same run as {names[cell.spec.cell]!r}"
+                    f"arms.{name}.asha.of: {arm.asha.of!r} is not allowed; an arm with a grid is needed: "
+                    f"{', '.join(grids) or 'the study has none'}"
                 )
+        try:
+            self.cells()
+        except ValidationError as error:  # an arm that no batch or optimizer goes with
+            raise ValueError("; ".join(explain(error).splitlines())) from error
         if self.resources.launcher == "trial" and any(batch.workers > 1 for batch in self.batches):
             raise ValueError("resources.launcher: 'trial' is not allowed; a batch has several workers")
         return self
 
     def cells(self) -> list[Cell]:
-        """Every run of the study, untuned arms first: each arm at each point, batch size and seed."""
+        """Each arm at each point, batch size and seed, untuned arms first; several may share a run."""
         cells = [
-            Cell(
-                arm=name, point=point, spec=self._spec(schedule, arm.optimizer or self.optimizer, batch, seed)
-            )
+            Cell(arm=name, point=point, spec=self._spec(schedule, arm, batch, seed))
             for batch, (name, arm), seed in itertools.product(self.batches, self.arms.items(), self.seeds)
-            for point, schedule in _points(arm)
+            for point, schedule in points_of(arm)
         ]
         return sorted(cells, key=lambda cell: (cell.spec.workers, cell.point != ""))
 
-    def _spec(self, schedule: ScheduleSpec, optimizer: OptimizerSpec, batch: Batch, seed: int) -> RunSpec:
+    def _spec(self, schedule: ScheduleSpec, arm: AnyArm, batch: Batch, seed: int) -> RunSpec:
+        own_optimizer = None if isinstance(arm, AshaArm) else arm.optimizer
+        own_code = ":" in self.task or isinstance(schedule, OwnSpec)
         return RunSpec(
             task=self.task, model=self.model, data_dir=self.data_dir, batch_size=batch.size,
             workers=batch.workers, accumulation_steps=batch.accumulation_steps, epochs=batch.epochs,
-            optimizer=optimizer, schedule=schedule, seed=seed, compute=self.compute,
+            optimizer=own_optimizer or self.optimizer, schedule=schedule, seed=seed, compute=self.compute,
             loader_workers=self.loader_workers, checkpoint_every=self.checkpoint_every,
+            code=self.code if own_code else "",
         )  # fmt: skip
 
 
@@ -185,36 +165,6 @@ class Cell(Config):
     arm: str
     point: str
     spec: RunSpec
-
-
-def _arm(name: Any, arm: Any) -> Any:
-    if isinstance(arm, Config):
-        return arm
-    if not isinstance(arm, dict):
-        raise ValueError(f"{name}: {arm!r} is not allowed; a mapping is needed, {{}} for AutoWarmup as it is")
-    schedule = arm.get("schedule")
-    if isinstance(schedule, dict):
-        arm = {**arm, "schedule": {"kind": "auto_warmup", **schedule}}
-    kind: type[Config] = GridArm if "grid" in arm else Arm
-    try:
-        return kind.model_validate(arm)
-    except ValidationError as error:
-        raise ValueError(f"{name}: " + "; ".join(explain(error).splitlines())) from error
-
-
-def _points(arm: Arm | GridArm) -> list[tuple[str, ScheduleSpec]]:
-    if not isinstance(arm, GridArm):
-        return [("", arm.schedule)]
-    schedules = [
-        LinearWarmupSpec(peak_lr=peak_lr, warmup_fraction=fraction, decay=arm.decay)
-        for peak_lr, fraction in itertools.product(arm.grid.peak_lr, arm.grid.warmup_fraction)
-    ]
-    return [(point_name(schedule), schedule) for schedule in schedules]
-
-
-def point_name(schedule: LinearWarmupSpec) -> str:
-    """What a grid's point is called in tables and run names."""
-    return f"peak_lr={schedule.peak_lr:g} warmup={schedule.warmup_fraction:g}"
 
 
 def load_study(study: str | Path, *, data_dir: Path | None = None) -> Study:
@@ -245,6 +195,12 @@ def load_study(study: str | Path, *, data_dir: Path | None = None) -> Study:
     try:
         loaded = Study.model_validate(content)
         check_task(loaded.task, loaded.model, loaded.data_dir)
+        own = [arm.schedule for arm in loaded.arms.values() if isinstance(arm, Arm)]
+        arms = [schedule for schedule in own if isinstance(schedule, OwnSpec)]
+        for schedule in arms:
+            schedule.function()
+        names = [*([loaded.task] if ":" in loaded.task else []), *(schedule.arm for schedule in arms)]
+        loaded = loaded.model_copy(update={"code": code_fingerprint(names)})
     except ValidationError as error:
         raise StudyError("\n".join(f"{path}: {line}" for line in explain(error).splitlines())) from error
     except ValueError as error:

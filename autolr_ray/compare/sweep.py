@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -18,13 +17,16 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from autolr_ray.compare.callback import ProgressCallback
 from autolr_ray.compare.cluster import cluster
 from autolr_ray.compare.extend import all_cells
+from autolr_ray.compare.failures import FailureCallback, FailureLog
 from autolr_ray.compare.ledger import RunStore
 from autolr_ray.compare.progress import Progress, describe, say
 from autolr_ray.compare.study import Cell, Study
+from autolr_ray.files import remove_tree
+from autolr_ray.remote import Location
 from autolr_ray.train.schedules import LinearWarmupSpec
+from autolr_ray.train.shared_data import SharedData, shared_splits, use_shared
 from autolr_ray.train.trainer import RunRequest, build_trainer, run_in_process
 
-_WORKER_CPUS = 1
 _HEAD = "node:__internal_head__"
 
 
@@ -38,7 +40,7 @@ class Failure:
 
 def run_sweep(
     study: Study,
-    folder: Path,
+    folder: Location,
     *,
     address: str | None = None,
     on_finished: Callable[[], None] = lambda: None,
@@ -47,8 +49,8 @@ def run_sweep(
 
     Args:
         study: the study.
-        folder: results; Tune's and Train's own files go to ``folder/runs``. Must be reachable from every
-            node of the cluster.
+        folder: results; Tune's and Train's own files go to ``folder/runs``. A folder that every node of the
+            cluster has mounted, or object storage.
         address: the Ray cluster; None: the one this process is on, or a new local one.
         on_finished: called after each finished run; must return soon and not raise.
 
@@ -56,22 +58,26 @@ def run_sweep(
         ClusterError: there is no Ray cluster at ``address``.
         KeyboardInterrupt: the sweep was interrupted; finished cells are kept.
     """
-    store = RunStore(folder / "cells")
+    store, log = RunStore(folder / "cells"), FailureLog(folder / "failures")
     found = store.read_all()
-    cells, finished = all_cells(study, found), {record.cell for record in found}
+    cells, finished = runs_of(all_cells(study, found)), {record.cell for record in found}
     progress = Progress(cells, finished)
-    pending = [cell for cell in cells if cell.spec.cell not in finished]
     say(f"{study.name}: {len(cells)} runs, {progress.done} of them finished before")
+    failures = given_up(study, cells, finished, log)
+    for failure in failures:
+        progress.drop(failure.cell)
+    given = {failure.cell.spec.cell for failure in failures}
+    pending = [cell for cell in cells if cell.spec.cell not in finished | given]
     if not pending:
-        return []
-    failures: list[Failure] = []
+        return failures
     with cluster(address, study.task) as resources:
+        data = shared_splits(study.task, study.model, study.data_dir)
         while pending:
             for workers, group in groupby(pending, key=lambda cell: cell.spec.workers):
-                sweep = _Group(study, list(group), workers, folder, resources)
-                failures += sweep.run(progress, on_finished)
+                sweep = _Group(study, list(group), workers, folder, resources, data)
+                failures += sweep.run(progress, store, log, on_finished)
             known = {cell.spec.cell for cell in cells}
-            cells = all_cells(study, store.read_all())
+            cells = runs_of(all_cells(study, store.read_all()))
             pending = sorted(
                 (cell for cell in cells if cell.spec.cell not in known), key=lambda cell: cell.spec.workers
             )
@@ -81,27 +87,61 @@ def run_sweep(
     return failures
 
 
+def runs_of(cells: Iterable[Cell]) -> list[Cell]:
+    """One cell for each run: the first of those that share it."""
+    runs: dict[str, Cell] = {}
+    for cell in cells:
+        runs.setdefault(cell.spec.cell, cell)
+    return list(runs.values())
+
+
+def given_up(study: Study, cells: Iterable[Cell], finished: set[str], log: FailureLog) -> list[Failure]:
+    """The cells without a result that have failed as often as the study allows."""
+    failed, most = log.read(), study.resources.max_attempts
+    return [
+        Failure(cell=cell, reason=f"given up after {run.attempts} attempts: {run.reason}")
+        for cell in cells
+        if cell.spec.cell not in finished
+        and (run := failed.get(cell.spec.cell)) is not None
+        and run.attempts >= most
+    ]
+
+
 class _Group:
     """Cells of the same size together: Tune then knows how many fit at once, and none waits for ever."""
 
     def __init__(
-        self, study: Study, cells: list[Cell], workers: int, folder: Path, resources: dict[str, float]
+        self,
+        study: Study,
+        cells: list[Cell],
+        workers: int,
+        folder: Location,
+        resources: dict[str, float],
+        data: SharedData | None,
     ) -> None:
         self.cells = {cell.spec.cell: cell for cell in cells}
-        self.workers, self.folder, self.resources = workers, folder.resolve(), resources
+        self.workers, self.resources, self.data = workers, resources, data
+        self.folder = folder.resolve() if isinstance(folder, Path) else folder
+        self.max_attempts = study.resources.max_attempts
         device, launcher = study.resources.device, study.resources.launcher
         self.use_gpu = device == "gpu" or (device == "auto" and resources.get("GPU", 0) > 0)
         self.nested = workers > 1 or launcher == "train"
-        self.concurrency = max_concurrent(resources, workers, self.use_gpu, study.resources.max_concurrent)
         self.requests = {
             name: RunRequest(
                 spec=cell.spec, study=study.name, arm=cell.arm, point=cell.point,
                 runs_dir=self.folder / "runs", record_dir=self.folder / "cells", use_gpu=self.use_gpu,
+                gpus_per_worker=study.resources.gpus_per_worker,
             )
             for name, cell in self.cells.items()
         }  # fmt: skip
+        self.worker_resources = next(iter(self.requests.values())).worker_resources
+        self.concurrency = max_concurrent(
+            resources, workers, self.worker_resources, study.resources.max_concurrent
+        )
 
-    def run(self, progress: Progress, on_finished: Callable[[], None]) -> list[Failure]:
+    def run(
+        self, progress: Progress, store: RunStore, log: FailureLog, on_finished: Callable[[], None]
+    ) -> list[Failure]:
         """Run the cells; those that have no record afterwards."""
         progress.expect(self.workers, self.concurrency)
         if lacking := self._lacking():
@@ -115,7 +155,7 @@ class _Group:
             on_finished=on_finished,
         )
         name = lambda trial: self.requests[trial.config["run"]["cell"]].name  # noqa: E731
-        results = tune.Tuner(
+        tune.Tuner(
             tune.with_resources(self._trainable(), self._trial_resources()),
             # TensorBoard's HPARAMS page gets a column for each of these.
             param_space={"run": tune.grid_search([parameters(cell) for cell in self.cells.values()])},
@@ -129,18 +169,22 @@ class _Group:
                 # The time, because a name that is used again would overwrite what lies there.
                 name=f"tune-{self.workers}-workers-{time.strftime('%Y%m%d-%H%M%S')}",
                 storage_path=str(self.folder / "runs"),
-                failure_config=tune.FailureConfig(max_failures=1),
-                callbacks=[callback],
+                failure_config=tune.FailureConfig(max_failures=self.max_attempts - 1),
+                callbacks=[callback, FailureCallback(log, self.cells)],
                 verbose=0,
             ),
         ).fit()
-        done = RunStore(self.folder / "cells").finished()
+        done = store.finished()
+        log.forget(name for name in self.cells if name in done and name in log.read())
         missing = [cell for name, cell in self.cells.items() if name not in done]
         if any(cell.spec.cell not in callback.settled for cell in missing):
             raise KeyboardInterrupt
-        reasons = {result.config["run"]["cell"]: _reason(result) for result in results if result.error}
+        failed = log.read()
         return [
-            Failure(cell=cell, reason=reasons.get(cell.spec.cell, "it ended without leaving a record"))
+            Failure(
+                cell=cell,
+                reason=failed[cell.spec.cell].reason if cell.spec.cell in failed else "it left no record",
+            )
             for cell in missing
         ]
 
@@ -151,38 +195,37 @@ class _Group:
         # What this process can import (a user's own task), the workers can.
         search_path = [path or os.getcwd() for path in sys.path if os.path.isdir(path or os.getcwd())]
 
-        def trial(config: dict[str, Any]) -> None:
+        def trial(config: dict[str, Any], data: SharedData | None = None) -> None:
             sys.path.extend(path for path in search_path if path not in sys.path)
             request = RunRequest.model_validate_json(texts[config["run"]["cell"]])
             if nested:
                 build_trainer(request, callbacks=[TuneReportCallback()]).fit()
             else:
+                use_shared(request.spec, data)
                 run_in_process(request, on_report=lambda row: tune.report(row.model_dump()))
             if (request.record_dir / f"{request.spec.cell}.json").is_file():
                 # Checkpoints of a finished run are of no more use, and fill disks.
-                shutil.rmtree(request.runs_dir / request.name, ignore_errors=True)
+                remove_tree(request.runs_dir / request.name)
 
-        return trial
-
-    def _worker_resources(self) -> dict[str, float]:
-        return {"CPU": _WORKER_CPUS, **({"GPU": 1} if self.use_gpu else {})}
+        # Put into Ray's object store once, for all runs of all nodes.
+        return trial if nested else tune.with_parameters(trial, data=self.data)
 
     def _trial_resources(self) -> dict[str, float]:
         if not self.nested:
-            return self._worker_resources()
+            return self.worker_resources
         # A nested run's driver only waits: a sliver of the head node, so that its workers can have every CPU.
         return {_HEAD: 0.001} if _HEAD in self.resources else {"CPU": 0.01}
 
     def _need(self) -> str:
         return " and ".join(
-            f"{self.workers * amount:g} {kind}s" for kind, amount in self._worker_resources().items()
+            f"{self.workers * amount:g} {kind}s" for kind, amount in self.worker_resources.items()
         )
 
     def _lacking(self) -> str:
         """Why the cells can never run on this cluster; "" where they can, or where nobody knows."""
         if not self.resources.get("CPU"):
             return ""  # a cluster whose workers are still to come
-        for kind, amount in self._worker_resources().items():
+        for kind, amount in self.worker_resources.items():
             there = self.resources.get(kind, 0.0)
             if there < self.workers * amount:
                 return f"it needs {self._need()}, the cluster has {there:g} {kind}s"
@@ -204,27 +247,20 @@ def parameters(cell: Cell) -> dict[str, Any]:
     return plain
 
 
-def max_concurrent(resources: dict[str, float], workers: int, use_gpu: bool, limit: int | None = None) -> int:
+def max_concurrent(
+    resources: dict[str, float], workers: int, per_worker: dict[str, float], limit: int | None = None
+) -> int:
     """How many runs of ``workers`` workers fit into the cluster at once, at least 1.
 
-    >>> max_concurrent({"CPU": 8.0}, workers=2, use_gpu=False)
+    >>> max_concurrent({"CPU": 8.0}, workers=2, per_worker={"CPU": 1.0})
     4
-    >>> max_concurrent({"CPU": 64.0, "GPU": 4.0}, workers=2, use_gpu=True, limit=1)
+    >>> max_concurrent({"CPU": 64.0, "GPU": 1.0}, workers=1, per_worker={"CPU": 1.0, "GPU": 0.25})
+    4
+    >>> max_concurrent({"CPU": 64.0, "GPU": 4.0}, workers=2, per_worker={"CPU": 1.0, "GPU": 1.0}, limit=1)
     1
     """
-    room = resources.get("CPU", 0.0) // (workers * _WORKER_CPUS)
-    if use_gpu:
-        room = min(room, resources.get("GPU", 0.0) // workers)
+    room = min(resources.get(kind, 0.0) // (workers * need) for kind, need in per_worker.items())
     return int(max(1, min(room, limit or room)))
-
-
-def _reason(result: tune.Result) -> str:
-    """The last line of an error, which is the cause below Ray's own frames, and where all of it lies."""
-    error = result.error
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = lines[-1] if lines else type(error).__name__
-    traceback = Path(result.path) / "error.txt"
-    return f"{reason} (traceback: {traceback})" if traceback.is_file() else reason
 
 
 def failure_lines(failures: Iterable[Failure]) -> list[str]:

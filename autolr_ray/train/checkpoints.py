@@ -7,12 +7,12 @@ import re
 import threading
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from autolr_ray.files import write_atomically
+from autolr_ray.remote import Location, RemotePath
 
 State = dict[str, Any]
 _NAME = re.compile(r"checkpoint-(\d+)\.pt")
@@ -28,11 +28,11 @@ class CheckpointFolder:
         keep: >= 1.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 2) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: Location, *, keep: int = 2) -> None:
+        self.folder = folder
         self._keep = keep
 
-    def paths(self) -> list[Path]:
+    def paths(self) -> list[Location]:
         """Files of saved states, newest first."""
         if not self.folder.is_dir():
             return []
@@ -135,20 +135,21 @@ def on_host(value: Any) -> Any:
     return value
 
 
-def save_state(state: State, path: Path, *, durable: bool = True) -> None:
+def save_state(state: State, path: Location, *, durable: bool = True) -> None:
     """Write ``state`` whole or not at all; ``durable``: return when it is on the disk."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_atomically(path, buffer.getbuffer(), durable=durable)
 
 
-def load_state(path: Path) -> State:
+def load_state(path: Location) -> State:
     """The state at ``path``, tensors on the host; plain data only, no code is run."""
-    state: State = torch.load(path, map_location="cpu", weights_only=True)
+    source = io.BytesIO(path.read_bytes()) if isinstance(path, RemotePath) else path
+    state: State = torch.load(source, map_location="cpu", weights_only=True)
     return state
 
 
-def read_or_warn(path: Path) -> State | None:
+def read_or_warn(path: Location) -> State | None:
     """The state at ``path``, or None and a warning where the file is damaged."""
     try:
         return load_state(path)

@@ -7,12 +7,12 @@ The loop knows this small interface only. :class:`LocalContext` is a plain proce
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import nn
 
+from autolr_ray.remote import Location
 from autolr_ray.train.checkpoints import Background, CheckpointFolder, State, on_host
 from autolr_ray.train.record import EpochRow, RunRecord, write_record
 
@@ -64,8 +64,8 @@ class LocalContext:
 
     def __init__(
         self,
-        checkpoint_dir: Path,
-        record_dir: Path,
+        checkpoint_dir: Location,
+        record_dir: Location,
         *,
         device: torch.device | None = None,
         keep_checkpoints: int = 2,

@@ -6,7 +6,6 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch.distributed as dist
 from torch.optim import Optimizer
 
 from autolr_ray.schedule import AutoWarmup, DivergenceError
-from autolr_ray.tasks import Splits, Task, get_task
+from autolr_ray.tasks import Splits, get_task
 from autolr_ray.tasks.named import code_fingerprint
 from autolr_ray.tasks.task import Examples
 from autolr_ray.train.arm import Parts
@@ -356,8 +355,17 @@ class TrainingRun:
         return values.cpu()
 
 
-@lru_cache(maxsize=1)
+_loaded: dict[tuple[str, str | None, Path | None], Splits] = {}
+
+
 def _splits(task: str, model: str | None, data_dir: Path | None) -> Splits:
     """The data, loaded once per process: cells that share a process share it."""
-    found: Task = get_task(task, model)
-    return found.data(data_dir)
+    if (task, model, data_dir) not in _loaded:
+        preload(task, model, data_dir, get_task(task, model).data(data_dir))
+    return _loaded[task, model, data_dir]
+
+
+def preload(task: str, model: str | None, data_dir: Path | None, splits: Splits) -> None:
+    """Runs in this process take ``splits`` as the data of that task; those of the one before are let go."""
+    _loaded.clear()
+    _loaded[task, model, data_dir] = splits

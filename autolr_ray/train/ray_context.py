@@ -16,6 +16,7 @@ from ray.train import CheckpointUploadMode
 from ray.train.v2._internal.execution import context as _internal_context
 from torch import nn
 
+from autolr_ray.remote import Location
 from autolr_ray.train.checkpoints import State, read_or_warn, save_state
 from autolr_ray.train.record import EpochRow, RunRecord, write_record
 from autolr_ray.train.spec import RunSpec
@@ -33,7 +34,7 @@ class RayTrainContext:
         log_dir: where rank 0 writes TensorBoard files, reachable from every node; None: none.
     """
 
-    def __init__(self, record_dir: Path, spec: RunSpec, *, log_dir: Path | None = None) -> None:
+    def __init__(self, record_dir: Location, spec: RunSpec, *, log_dir: Path | None = None) -> None:
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()

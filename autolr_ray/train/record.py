@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autolr_ray.files import write_atomically
+from autolr_ray.remote import Location
 
 
 class _Row(BaseModel):
@@ -109,8 +109,20 @@ class RunRecord(_Row):
     posterior: Posterior
 
 
-def write_record(record: RunRecord, folder: Path) -> Path:
-    """Write ``folder/<cell>.json`` whole or not at all, and durably; its path."""
+def write_record(record: RunRecord, folder: Location) -> Location:
+    """Write ``folder/<cell>.json`` whole or not at all, and durably; its path.
+
+    A record of the same cell that is there already stays: the first result counts, whoever was second.
+    """
     path = folder / f"{record.cell}.json"
-    write_atomically(path, record.model_dump_json().encode(), durable=True)
+    if not _holds(path, record.cell):
+        write_atomically(path, record.model_dump_json().encode(), durable=True)
     return path
+
+
+def _holds(path: Location, cell: str) -> bool:
+    """Whether ``path`` can be read and is the record of ``cell``."""
+    try:
+        return RunRecord.model_validate_json(path.read_bytes()).cell == cell
+    except (OSError, ValidationError):
+        return False

@@ -7,13 +7,14 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
+from autolr_ray.remote import Location, Place, RemotePath
 from autolr_ray.train.config import Config
 from autolr_ray.train.context import LocalContext
 from autolr_ray.train.loop import run
@@ -27,11 +28,13 @@ class RunRequest(Config):
     Attributes:
         spec: the run.
         study, arm, point: labels.
-        runs_dir: checkpoints go to ``runs_dir/<name>``; reachable from every node.
+        runs_dir: checkpoints go to ``runs_dir/<name>``; a folder that every node has mounted, or a URI such
+            as ``s3://bucket/prefix``.
         record_dir: the finished record goes to ``record_dir/<cell>.json``; likewise.
         log_dir: TensorBoard files of a ``TorchTrainer`` run go to ``log_dir/<name>``; None: none (a sweep has
             Tune's).
-        use_gpu: one GPU for each worker.
+        use_gpu: each worker has a GPU.
+        gpus_per_worker: below 1, workers share GPUs; those of one run then talk through gloo.
         min_workers: an elastic run, on ``TorchTrainer`` alone: starts, and goes on when a node is lost, with
             as few as these; None: ``spec.workers``, always.
         keep_checkpoints: how many of the newest stay while the run lasts.
@@ -41,10 +44,11 @@ class RunRequest(Config):
     study: str = ""
     arm: str = ""
     point: str = ""
-    runs_dir: Path
-    record_dir: Path
+    runs_dir: Place
+    record_dir: Place
     log_dir: Path | None = None
     use_gpu: bool = False
+    gpus_per_worker: Annotated[float, Field(gt=0, le=1)] = 1.0
     min_workers: PositiveInt | None = None
     keep_checkpoints: PositiveInt = 2
     launched_at: float | None = None
@@ -56,6 +60,11 @@ class RunRequest(Config):
                 f"min_workers: {self.min_workers} is not allowed; the run has {self.spec.workers} workers"
             )
         return self
+
+    @property
+    def worker_resources(self) -> dict[str, float]:
+        """What Ray reserves for a worker."""
+        return {"CPU": 1.0, **({"GPU": self.gpus_per_worker} if self.use_gpu else {})}
 
     @property
     def name(self) -> str:
@@ -88,7 +97,11 @@ def build_trainer(
     return TorchTrainer(
         train_loop_per_worker,
         train_loop_config={"request": request.model_dump_json()},
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=request.use_gpu),
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=request.use_gpu, resources_per_worker=request.worker_resources
+        ),
+        # NCCL wants a GPU for each process of its own.
+        torch_config=TorchConfig(backend="gloo" if request.gpus_per_worker < 1 else None),
         run_config=RunConfig(
             name=request.name,
             storage_path=str(request.runs_dir),
@@ -99,13 +112,15 @@ def build_trainer(
     )
 
 
-def _set_aside_damage(listing: Path) -> None:
+def _set_aside_damage(listing: Location) -> None:
     """Ray's list of a run's checkpoints is not written in one move; with half of one, no run would start."""
     try:
         json.loads(listing.read_bytes())
     except FileNotFoundError:
         return
     except ValueError:
+        if isinstance(listing, RemotePath):  # written in one piece there: not by a run that was cut off
+            raise
         aside = listing.with_suffix(".damaged")
         listing.replace(aside)
         warnings.warn(
