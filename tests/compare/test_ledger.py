@@ -108,7 +108,7 @@ def test_store_round_trip(tmp_path: Path, odd: RunRecord) -> None:
     records = [odd, run("auto_warmup", "", 64, 0, 0.1, 0.1)]
     for record in records:
         store.write(record)
-    store.write(odd)  # again: replaces
+    store.write(changed(odd, cell=odd.cell, restarts=9))  # again: the first stays
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         back = store.read_all()

@@ -1,12 +1,16 @@
 """From finished cells to ledger and report: labels are the study's, and a report can be made again."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 from synthetic import study as synthetic_study
 
-from autolr_ray.compare.ledger import read_ledger
+from autolr_ray.compare import publish as publishing
+from autolr_ray.compare.ledger import RunStore, read_ledger
 from autolr_ray.compare.publish import publish
 from autolr_ray.compare.report import main
+from autolr_ray.compare.rows import rows_in_ledger
 from autolr_ray.compare.study import Study
 from autolr_ray.train.record import write_record
 
@@ -27,16 +31,21 @@ STUDY = {
 def published(tmp_path):
     """A study whose cells ran under other labels, published."""
     study = Study.model_validate(STUDY)
+    keep_runs(study, tmp_path)
+    done = publish(study, tmp_path)
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY))
+    return tmp_path, done.rows.records, Path(done.report)
+
+
+def keep_runs(study, folder):
+    """A finished run for each cell, under labels of an earlier form of the study."""
     template = synthetic_study()[0]
     for cell in study.cells():
         changes = {
             "cell": cell.spec.cell, "study": "old", "arm": "old name", "point": "", "seed": cell.spec.seed,
             "batch_size": cell.spec.batch_size,
         }  # fmt: skip
-        write_record(template.model_copy(update=changes), tmp_path / "cells")
-    records, paths = publish(study, tmp_path)
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY))
-    return tmp_path, records, paths
+        write_record(template.model_copy(update=changes), folder / "cells")
 
 
 def test_labels_are_those_of_the_study(published):
@@ -54,21 +63,55 @@ def read_ledger_order(folder):
 
 
 def test_a_report_made_again_is_the_same(published, tmp_path, capsys):
-    folder, _, paths = published
+    folder, _, report = published
     assert (
         main([str(folder / "ledger.parquet"), "--out", str(tmp_path / "again"), "--expected-cells", "9"]) == 0
     )
     assert "margin 20" in (tmp_path / "again" / "summary.md").read_text()
-    assert (tmp_path / "again" / "report.html").read_bytes() == paths.html.read_bytes()
+    assert (tmp_path / "again" / "report.html").read_bytes() == report.read_bytes()
 
 
-@pytest.mark.parametrize(
-    "twin",
-    [
-        {"schedule": {"kind": "linear_warmup", "peak_lr": 0.1}},
-        {"schedule": {"kind": "auto_warmup", "rule": "robust"}},
-    ],
-)
-def test_two_names_for_one_run_are_refused(twin):
-    with pytest.raises(ValueError, match=r"arms: .* is the same run as"):
-        Study.model_validate({**STUDY, "arms": {**STUDY["arms"], "twin": twin}})
+def test_two_names_for_one_run_have_a_row_each(tmp_path):
+    twin = {"schedule": {"kind": "linear_warmup", "peak_lr": 0.1}}
+    study = Study.model_validate({**STUDY, "arms": {**STUDY["arms"], "twin": twin}})
+    keep_runs(study, tmp_path)
+    rows = publish(study, tmp_path).rows
+    assert rows.expected == len(rows.records) == 3 * (1 + 2 + 1)
+    twins = {r.cell for r in rows.records if r.arm == "twin"}
+    assert {(r.arm, r.point) for r in rows.records if r.cell in twins} == {
+        ("twin", ""), ("grid", "peak_lr=0.1 warmup=0.05"),
+    }  # fmt: skip
+    assert len(RunStore(tmp_path / "cells").finished()) == 3 * 3
+    assert len(read_ledger(tmp_path / "ledger.parquet")) == 3 * 4
+
+
+def test_runs_that_the_study_no_longer_asks_for_stay_in_the_ledger(published):
+    folder, records, _ = published
+    fewer = Study.model_validate({**STUDY, "seeds": [0, 1]})
+    rows = publish(fewer, folder).rows
+    assert len(rows.records) == len(records) * 2 // 3
+    assert len(rows.others) == len(records) // 3
+    ledger = read_ledger(folder / "ledger.parquet")
+    assert {record.cell for record in ledger} == {record.cell for record in records}
+    assert "seeds" in (folder / "report.html").read_text()
+    kept = rows_in_ledger(fewer, ledger)
+    assert {(r.arm, r.point, r.cell) for r in kept} == {(r.arm, r.point, r.cell) for r in rows.records}
+
+
+def test_a_run_that_ends_while_the_ledger_is_written_is_in_it(published, monkeypatch):
+    """Somebody else's sweep into the same folder: whoever writes last must not drop the other's rows."""
+    folder, records, _ = published
+    study = Study.model_validate({**STUDY, "seeds": [0, 1, 2, 3]})
+    late = next(cell.spec for cell in study.cells() if cell.spec.seed == 3)
+    original, calls = publishing.write_ledger, []
+
+    def slow(rows, path):
+        original(rows, path)
+        if not calls:
+            write_record(records[0].model_copy(update={"cell": late.cell, "seed": 3}), folder / "cells")
+        calls.append(len(rows))
+
+    monkeypatch.setattr(publishing, "write_ledger", slow)
+    assert len(publish(study, folder).rows.records) == len(records) + 1
+    assert calls == [len(records), len(records) + 1]
+    assert len(read_ledger(folder / "ledger.parquet")) == len(records) + 1

@@ -205,9 +205,66 @@ def test_data_dir_is_made_absolute_and_the_option_wins(
     assert load_study(path, data_dir=Path("~/data")).data_dir == tmp_path / "me" / "data"
 
 
-SHIPPED = {  # cells of each
+def test_arms_may_share_a_run(tmp_path: Path) -> None:
+    fixed = {"schedule": {"kind": "linear_warmup", "peak_lr": 0.01}}
+    study = load_study(write(tmp_path, changed("arms", to={**GOOD["arms"], "same": fixed})))
+    shared = [cell for cell in study.cells() if cell.arm == "same"]
+    points = {cell.spec.cell: cell.point for cell in study.cells() if cell.arm == "tuned"}
+    assert {points[cell.spec.cell] for cell in shared} == {"peak_lr=0.01 warmup=0.05"}
+
+
+ARMS = """
+import torch
+
+def mine(parts):
+    return parts.make_optimizer(), None
+"""
+
+
+def test_an_arm_of_ones_own_and_its_code_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = tmp_path / "arms_of_mine.py"
+    module.write_text(ARMS)
+    arms = {**GOOD["arms"], "mine": {"own": "arms_of_mine:mine", "settings": {"lr": 0.1}}}
+    path = write(tmp_path, changed("arms", to=arms))
+    first = load_study(path)
+    (own, *_) = [cell.spec for cell in first.cells() if cell.arm == "mine"]
+    assert own.schedule.model_dump() == {"kind": "own", "arm": "arms_of_mine:mine", "settings": {"lr": 0.1}}
+    module.write_text(ARMS + "# a comment\n")
+    assert load_study(path) == first
+    module.write_text(ARMS.replace("None", "object()"))
+    second = load_study(path)
+    moved = {a.arm for a, b in zip(first.cells(), second.cells(), strict=True) if a.spec.cell != b.spec.cell}
+    assert moved == {"mine"}  # the other arms' runs have none of this code
+
+
+@pytest.mark.parametrize(
+    ("arm", "phrase"),
+    [
+        ({"own": "arms_of_nobody:mine"}, "no module 'arms_of_nobody' was found"),
+        (
+            {"asha": {"of": "auto"}},
+            "arms.new.asha.of: 'auto' is not allowed; an arm with a grid is needed: tuned",
+        ),
+        ({"asha": {"of": "tuned", "reduction_factor": 1}}, "greater than 1"),
+        ({"optimizer": {"name": "prodigy"}}, "'auto_warmup' is not allowed with the optimizer 'prodigy'"),
+        ({"schedule": {"kind": "lr_range_test", "min_lr": 2, "max_lr": 1}}, "it must be below max_lr"),
+        (
+            {"grid": {"peak_lr": [0.1]}, "optimizer": {"name": "schedule_free_adamw"}},
+            "not allowed with the opt",
+        ),
+    ],
+)
+def test_an_arm_that_cannot_run_is_refused(tmp_path: Path, arm: dict, phrase: str) -> None:
+    with pytest.raises(StudyError) as caught:
+        load_study(write(tmp_path, changed("arms", to={**GOOD["arms"], "new": arm})))
+    assert phrase in str(caught.value)
+    assert "Value error" not in str(caught.value)
+
+
+SHIPPED = {  # runs of each
     "quick": None,  # the lead's: counted by what it says itself
-    "fashion_mnist": 3 * 3 * (1 + 1 + 5 * 2),
+    "fashion_mnist": 3 * 3 * (1 + 1 + 3 + 5 * 2),  # the fixed setting is a point of the grid
     "cifar10": 3 * 3 * (1 + 1 + 5 * 2),
     "cifar100": 3 * 3 * (1 + 1 + 5 * 2),
     "imagenet_resnet50": 2 * 3 * (1 + 1 + 3),
@@ -248,9 +305,8 @@ def test_a_shipped_study_is_found_by_name_and_is_sound(tmp_path: Path, name: str
     study = load_study(name, data_dir=data_dir(tmp_path) if name in NEEDS_DATA else None)
     assert study.name == name  # the results' folder is found by the study's name
     cells = study.cells()
-    assert len({cell.spec.cell for cell in cells}) == len(cells)
     if SHIPPED[name] is not None:
-        assert len(cells) == SHIPPED[name]
+        assert len({cell.spec.cell for cell in cells}) == SHIPPED[name]
     if name.startswith("imagenet"):
         optimizer = cells[0].spec.optimizer.model_dump()
         assert (

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from autolr_ray.compare.failures import FailureLog
 from autolr_ray.compare.ledger import RunStore, read_ledger
 from autolr_ray.train.record import RunRecord
 
@@ -311,8 +312,9 @@ def test_cells_that_fail_do_not_stop_the_others(place: Callable[..., Sweep]) -> 
     assert sweep.run() == 1
     assert {(r.arm, r.batch_size) for r in sweep.ledger()} == {("auto", 16), ("tuned", 16)}
     lines = sweep.complained.splitlines()  # nothing else is there, above all no traceback: it lies in a file
-    assert len(lines) == 4
-    assert all(line.startswith("FAILED  ") for line in lines)
+    assert len(lines) == 5
+    assert all(line.startswith("FAILED  ") for line in lines[:4])
+    assert "--retry-failed" in lines[4]
     told = [line for line in lines if "ArithmeticError: no batches of 24 today" in line]
     assert len(told) == 2
     for line in told:
@@ -320,6 +322,16 @@ def test_cells_that_fail_do_not_stop_the_others(place: Callable[..., Sweep]) -> 
     assert sum("it needs 4096 CPUs, the cluster has" in line for line in lines) == 2
     assert "2 of 6 cells finished" in sweep.said
     assert (sweep.out / "report.html").exists()
+
+    # They had their three attempts: the same command leaves them alone, unless told otherwise.
+    log = FailureLog(sweep.out / "failures")
+    assert [run.attempts for run in log.read().values()] == [3, 3]
+    assert sweep.run() == 1
+    assert sweep.complained.count("given up after 3 attempts: ArithmeticError") == 2
+    assert [run.attempts for run in log.read().values()] == [3, 3]
+    (sweep.folder / "toy_task.py").write_text(TASK.replace("len(x) == 24", "len(x) == 25"))
+    assert sweep.run() == 1  # other code, other cells: they run, and only what can never run is left
+    assert {(r.arm, r.batch_size) for r in sweep.ledger()} >= {("auto", 24), ("tuned", 24)}
 
 
 def test_no_cluster_at_the_address(place: Callable[..., Sweep], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -394,11 +394,22 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(call, tmp_path):
 @FAILING
 def test_a_record_is_written_whole_or_not_at_all(call, tmp_path, whole):
     record, _ = whole(spec_of(schedule=LINEAR))
+    path = tmp_path / "cells" / f"{record.cell}.json"
+    path.parent.mkdir()
+    path.write_bytes(b"half a rec")
+    with full_disk(call), pytest.raises(OSError, match="No space left"):
+        write_record(record, tmp_path / "cells")
+    assert path.read_bytes() == b"half a rec"
+    assert [file.name for file in path.parent.iterdir()] == [f"{record.cell}.json"]
+    assert write_record(record, tmp_path / "cells") == path
+    assert RunRecord.model_validate_json(path.read_bytes()).cell == record.cell
+
+
+def test_the_first_record_of_a_cell_stays(tmp_path, whole):
+    record, _ = whole(spec_of(schedule=LINEAR))
     path = write_record(record, tmp_path / "cells")
     before = path.read_bytes()
-    with full_disk(call), pytest.raises(OSError, match="No space left"):
-        write_record(record.model_copy(update={"restarts": 9}), tmp_path / "cells")
-    assert [file.name for file in path.parent.iterdir()] == [f"{record.cell}.json"]
+    write_record(record.model_copy(update={"restarts": 9}), tmp_path / "cells")
     assert path.read_bytes() == before
 
 
