@@ -51,7 +51,7 @@ def render_page(
 ) -> str:
     """The whole page; the same arguments give the same text."""
     environment = _environment()
-    scripts = {name: Markup(_text(f"{name}.js")) for name in ("theme", "page", "explorer")}
+    scripts = {name: Markup(_text(f"{name}.js")) for name in ("theme", "page", "charts", "explorer")}
     reported = tables.reported_keys(findings.summaries)
     found = {size: findings.comparison(size) for size in findings.batch_sizes}
     verdicts = {size: c for size, c in found.items() if c is not None}

@@ -21,7 +21,7 @@ from autolr_ray.compare.values import FailureRow
 from autolr_ray.train.record import Posterior, RunRecord, Trace
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
-OWN_SCRIPTS = 4  # theme, page, explorer and the curves' data
+OWN_SCRIPTS = 5  # theme, page, charts, explorer and the curves' data
 FIGURES = ["accuracy", "cost", "grid", "learning_rates", "losses", "posterior", "tests"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
@@ -15,7 +16,7 @@ from autolr_ray.compare.figures import _STYLE
 from autolr_ray.compare.report import write_report
 from autolr_ray.compare.statistics import reported_runs
 from autolr_ray.compare.values import FailureRow
-from autolr_ray.train.record import ReceiptRow, RunRecord
+from autolr_ray.train.record import ReceiptRow, RunRecord, Trace
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright from PyPI")
 
@@ -63,6 +64,17 @@ def runs() -> list[RunRecord]:
     return found
 
 
+def bare(records: list[RunRecord]) -> list[RunRecord]:
+    """Runs that kept nothing, runs that lost every loss, and runs with losses below zero."""
+    nothing = Trace(step=[], lr=[], loss=[])
+    lost = Trace(step=[0, 1, 2], lr=[0.0, 0.0, 0.0], loss=[math.nan, math.inf, math.nan])
+    below = Trace(step=[0, 1, 2], lr=[0.1, 0.1, 0.1], loss=[-1.0, -1.0, -1.0])
+    return [
+        changed(r, trace=trace, peak_lr=math.nan, switch_step=-1, receipts=[], versions={})
+        for r, trace in zip(records, itertools.cycle((nothing, lost, below)), strict=False)
+    ]
+
+
 @pytest.fixture(scope="module")
 def records() -> list[RunRecord]:
     return runs()
@@ -89,6 +101,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory, records: list[RunRecord]) 
                 renamed, folder / "evil", study_name=EVIL, candidate_arm=EVIL, data_note=EVIL,
                 failures=[failure(arm=EVIL, point=EVIL, reason=f"{EVIL}\n{EVIL}")],
             ),
+            "bare": write_report(bare(records), folder / "bare", study_name="nothing kept"),
             "empty": write_report([], folder / "empty", study_name="nothing yet", expected_cells=3),
         }  # fmt: skip
     return {name: paths.html.as_uri() for name, paths in written.items()}
@@ -151,13 +164,13 @@ def paths(page: playwright.Page, chart: str) -> list[str]:
     return page.eval_on_selector_all(f"#{chart} .curve:not(.raw)", "c => c.map(p => p.getAttribute('d'))")
 
 
-@pytest.mark.parametrize("name", ["unfinished", "evil", "empty"])
+@pytest.mark.parametrize("name", ["unfinished", "evil", "bare", "empty"])
 def test_the_page_stands_alone(visit: Open, name: str) -> None:
     page = visit(name)
     sizes = page.eval_on_selector_all(
         "img", "all => all.map(i => [i.complete, i.naturalWidth, i.alt.length])"
     )
-    assert (len(sizes) >= 7) == (name != "empty")
+    assert len(sizes) >= {"empty": 0, "bare": 4}.get(name, 7)
     assert all(complete and width > 100 and alt > 10 for complete, width, alt in sizes)
     hashes = page.eval_on_selector_all(
         "nav a, a.skip", "all => all.map(a => a.getAttribute('href').slice(1))"
@@ -322,6 +335,25 @@ def test_a_loss_that_was_lost_leaves_a_gap(visit: Open) -> None:
     page.locator("#list tbody tr:visible th").nth(1).click()
     assert [path.count("M") for path in paths(page, "chart-loss")] == [2, 1]
     assert [path.count("M") for path in paths(page, "chart-lr")] == [1, 1]
+
+
+def test_runs_that_kept_nothing_are_told_as_such(visit: Open) -> None:
+    page = visit("bare")
+    page.click("#clear")
+    drawn = {}
+    for i in range(3):
+        page.locator("#list tbody tr th").nth(i).click()
+        for axis in ("log", "linear"):
+            page.click(f"[data-loss={axis}]")
+            drawn[i, axis] = [bool(path) for path in paths(page, "chart-loss")]
+        page.locator("#chart-loss").focus()
+        page.keyboard.press("ArrowRight")
+        text = page.locator("#reading").inner_text() + page.locator("#charts").inner_text()
+        assert "NaN" not in text
+        assert "undefined" not in text
+        assert page.locator("#charts [d*=NaN], #charts [y1=NaN], #charts [cx=NaN]").count() == 0
+        page.click("#clear")
+    assert sorted(map(tuple, drawn.values())) == [(), (), (), (), (), (True,)]  # below zero: linear alone
 
 
 def test_colours_change_and_are_remembered(visit: Open) -> None:

@@ -1,10 +1,10 @@
 "use strict";
 // Draws the curves of the runs that were chosen in the table, and says what their schedulers decided.
 (() => {
-  const { make, sortable, keepers } = autolr;
+  const { make, sortable, keepers } = autolr, { MARGIN, short, span, reach, draw, drawChart } = autolr.charts;
   const byId = (id) => document.getElementById(id);
   const { runs, words, first } = JSON.parse(byId("curves").textContent);
-  const MOST = 8, MARGIN = { left: 58, right: 22, top: 10, bottom: 40 };
+  const MOST = 8;
   const list = byId("list"), rows = new Map([...list.tBodies[0].rows].map((row) => [Number(row.dataset.run), row]));
   const settings = { axis: "step", loss: "linear" };
   let chosen = []; // {run, colour}, in the order of choosing
@@ -18,146 +18,18 @@
     run.name = [run.arm, run.point, `batch ${run.batch.toLocaleString("en")}`, `seed ${run.seed}`].filter(Boolean).join(", ");
   });
 
-  // ---- numbers ----------------------------------------------------------------------------------
-  function short(value) {
-    if (value === null || value === undefined || !Number.isFinite(value)) return "n/a";
-    if (value === 0) return "0";
-    const size = Math.abs(value);
-    return size >= 1e-4 && size < 1e5 ? String(Number(value.toPrecision(3))) : value.toExponential(1).replace(".0e", "e").replace("e+", "e").replace("-", "\u2212");
-  }
-  function linearTicks(low, high, count) {
-    const raw = (high - low) / count, power = 10 ** Math.floor(Math.log10(raw));
-    const step = power * [1, 2, 5, 10].find((m) => m * power >= raw);
-    const ticks = [];
-    for (let i = Math.ceil(low / step); i * step <= high * (1 + 1e-9); i++) ticks.push(i * step);
-    return ticks;
-  }
-  function logTicks(low, high) {
-    const ticks = [], decades = Math.log10(high / low);
-    for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); e++)
-      for (const m of decades > 3 ? [1] : decades > 1.2 ? [1, 3] : [1, 2, 3, 5, 7]) ticks.push(m * 10 ** e);
-    return ticks.filter((t) => t >= low * 0.999 && t <= high * 1.001);
-  }
-  /** A domain as a function to [0, 1]. */
-  function scale(low, high, log) {
-    if (!(high > low)) [low, high] = log ? [low / 2, low * 2] : [low - 0.5, low + 0.5];
-    const f = log ? Math.log : (v) => v, a = f(low), b = f(high);
-    const place = (v) => (f(v) - a) / (b - a);
-    return Object.assign(place, { ticks: log ? logTicks(low, high) : linearTicks(low, high, 5) });
-  }
-
-  // ---- drawing ----------------------------------------------------------------------------------
-  function draw(name, attributes, ...children) {
-    const element = document.createElementNS("http://www.w3.org/2000/svg", name);
-    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-    element.append(...children);
-    return element;
-  }
-  const finite = (values) => values.filter((v) => v !== null);
-  const span = (run) => (settings.axis === "share" ? run.steps : 1);
-  const right = () => Math.max(...chosen.map(({ run }) => run.steps / span(run)), 0) || 1;
-
-  function lrScale() {
-    const all = chosen.flatMap(({ run }) => run.lr.filter((v) => v > 0));
-    if (!all.length) return null;
-    // A decay to zero would stretch the axis without end.
-    const tops = chosen.map(({ run }) => Math.max(...run.lr, 0)).filter((v) => v > 0);
-    const starts = chosen.flatMap(({ run }) => run.lr.slice(0, 5).filter((v) => v > 0));
-    const low = Math.max(Math.min(...all), Math.min(Math.min(...tops) / 1000, ...starts, Infinity));
-    return scale(low / 1.3, Math.max(...tops) * 1.5, true);
-  }
-  function lossScale() {
-    const all = chosen.flatMap(({ run }) => finite(run.loss));
-    if (!all.length) return null;
-    // A loss that blew up leaves the picture at 1.5 times where training began.
-    const starts = chosen.map(({ run }) => Math.max(...finite(run.smooth.slice(0, 3)), -Infinity)).filter(Number.isFinite);
-    const top = Math.min(Math.max(...all), 1.5 * Math.max(...starts)), low = Math.min(...all);
-    if (settings.loss === "log") {
-      const positive = all.filter((v) => v > 0);
-      if (!positive.length) return null;
-      const smooth = chosen.flatMap(({ run }) => finite(run.smooth).filter((v) => v > 0));
-      return scale(Math.max(Math.min(...positive), Math.min(...smooth) / 3) / 1.1, Math.max(top, Math.min(...positive)) * 1.1, true);
-    }
-    const bottom = low > top / 2 ? low : Math.min(0, low);
-    return scale(bottom, Math.max(top, bottom + 1e-6) * 1.04, false);
-  }
-
-  function path(run, values, x, y) {
-    let text = "", pen = "M";
-    values.forEach((value, i) => {
-      if (value === null || !Number.isFinite(y(value))) { pen = "M"; return; }
-      text += `${pen}${x(run.step[i] / span(run)).toFixed(1)},${y(value).toFixed(1)}`;
-      pen = "L";
-    });
-    return text;
-  }
-
-  const plots = [
-    { box: byId("chart-lr"), fit: lrScale, curves: [["lr", "curve"]] },
-    { box: byId("chart-loss"), fit: lossScale, curves: [["loss", "curve raw"], ["smooth", "curve"]] },
-  ];
+  // ---- reading ----------------------------------------------------------------------------------
+  const plots = ["lr", "loss"].map((kind) => ({ kind, box: byId(`chart-${kind}`) }));
+  const right = () => reach(chosen, settings.axis);
 
   function redraw() {
-    for (const plot of plots) {
-      const svg = plot.box.querySelector("svg"), place = chosen.length ? plot.fit() : null;
-      const width = svg.clientWidth || 480, height = svg.clientHeight || 272;
-      svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-      svg.replaceChildren();
-      plot.x = plot.y = null;
-      if (!place) {
-        svg.append(draw("text", { x: width / 2, y: height / 2, "text-anchor": "middle" },
-          chosen.length ? "nothing to draw" : "choose a run in the table below"));
-        continue;
-      }
-      const end = right(), inner = { w: width - MARGIN.left - MARGIN.right, h: height - MARGIN.top - MARGIN.bottom };
-      const x = (v) => MARGIN.left + (v / end) * inner.w;
-      const y = (v) => MARGIN.top + (1 - place(v)) * inner.h;
-      const floor = MARGIN.top + inner.h, clip = `clip-${plot.box.id}`;
-      for (const tick of place.ticks) svg.append(
-        draw("line", { class: "gridline", x1: MARGIN.left, x2: width - MARGIN.right, y1: y(tick), y2: y(tick) }),
-        draw("text", { x: MARGIN.left - 7, y: y(tick) + 4, "text-anchor": "end" }, short(tick)));
-      for (const tick of linearTicks(0, end, inner.w < 330 ? 4 : 6)) {
-        const text = settings.axis === "share" ? `${Math.round(100 * tick)} %` : Math.round(tick).toLocaleString("en");
-        svg.append(draw("line", { class: "frameline", x1: x(tick), x2: x(tick), y1: floor, y2: floor + 4 }),
-          draw("text", { x: x(tick), y: floor + 17, "text-anchor": "middle" }, text));
-      }
-      svg.append(
-        draw("text", { x: MARGIN.left + inner.w / 2, y: height - 5, "text-anchor": "middle" },
-          settings.axis === "share" ? "share of the run" : "optimizer step"),
-        draw("line", { class: "frameline", x1: MARGIN.left, x2: width - MARGIN.right, y1: floor, y2: floor }),
-        draw("clipPath", { id: clip }, draw("rect", { x: MARGIN.left, y: MARGIN.top - 6, width: inner.w + 6, height: inner.h + 6 })));
-      const ink = draw("g", { "clip-path": `url(#${clip})` });
-      for (const { run, colour } of chosen) {
-        const group = draw("g", { class: `run c${colour}`, "data-run": run.index });
-        const turn = run.switch >= 0 ? x(run.switch / span(run)) : null;
-        if (turn !== null && run.back >= 0 && run.back < run.switch) {
-          const back = x(run.back / span(run));
-          group.append(draw("rect", { class: "back", x: back, y: MARGIN.top, width: Math.max(1, turn - back), height: inner.h }),
-            draw("line", { class: "back-edge", x1: back, x2: back, y1: MARGIN.top, y2: floor }));
-        }
-        (run.tests?.step ?? []).forEach((step, i) => {
-          const positive = run.tests.votes[i] > 0, place = x(step / span(run));
-          group.append(draw("line", { class: positive ? "test positive" : "test", x1: place, x2: place, y1: floor, y2: floor - (positive ? 11 : 5) }));
-        });
-        if (turn !== null) group.append(draw("line", { class: "switch", x1: turn, x2: turn, y1: MARGIN.top, y2: floor }));
-        for (const [values, kind] of plot.curves)
-          group.append(draw("path", { class: kind, d: path(run, run[values], x, y) }));
-        const peak = Number(run.peak);
-        if (plot.curves[0][0] === "lr" && turn !== null && peak > 0)
-          group.append(draw("circle", { class: "peak", cx: turn, cy: y(peak), r: 5 }));
-        ink.append(group);
-      }
-      plot.reading = draw("g", { "clip-path": `url(#${clip})` });
-      svg.append(ink, plot.reading);
-      Object.assign(plot, { x, y, floor, inner, width });
-    }
+    plots.forEach((plot) => drawChart(plot, chosen, settings));
     read();
   }
 
-  // ---- reading ----------------------------------------------------------------------------------
   function nearest(run, share) {
     if (!run.step.length) return -1;
-    const wanted = share * right() * span(run);
+    const wanted = share * right() * span(run, settings.axis);
     let low = 0, high = run.step.length - 1;
     while (high - low > 1) {
       const middle = (low + high) >> 1;
@@ -174,9 +46,9 @@
       const cross = plot.x(at * right());
       plot.reading.append(draw("line", { class: "cross", x1: cross, x2: cross, y1: MARGIN.top, y2: plot.floor }));
       for (const { run, colour, i } of spots) {
-        const value = i < 0 ? null : run[plot.curves[0][0]][i];
+        const value = i < 0 ? null : run[plot.kind][i];
         if (value !== null && Number.isFinite(plot.y(value)))
-          plot.reading.append(draw("circle", { class: `here c${colour}`, cx: plot.x(run.step[i] / span(run)), cy: plot.y(value), r: 4 }));
+          plot.reading.append(draw("circle", { class: `here c${colour}`, cx: plot.x(run.step[i] / span(run, settings.axis)), cy: plot.y(value), r: 4 }));
       }
     }
     byId("where").textContent = at === null ? "At the end of each run"
