@@ -51,7 +51,7 @@ def losses(scene: Scene) -> Figure | None:
                 colour = scene.colour(r.arm)
                 if i == 0:
                     axes.plot(step, loss, color=colour, lw=0.6, alpha=0.3)
-                smooth = _running_mean(loss, max(1, len(loss) // 100))
+                smooth = running_mean(loss, max(1, len(loss) // 100))
                 axes.plot(step, smooth, color=colour, lw=1.6, alpha=0.85)
                 seen = loss[np.isfinite(loss)]
                 first += seen[: max(1, len(seen) // 20)].tolist()
@@ -131,7 +131,7 @@ def tests(scene: Scene) -> Figure | None:
     return panels(scene, panel, "optimizer step of the warmup", "test / threshold", handles, sizes)
 
 
-def _running_mean(values: np.ndarray[Any, Any], half: int) -> np.ndarray[Any, Any]:
+def running_mean(values: np.ndarray[Any, Any], half: int) -> np.ndarray[Any, Any]:
     """Centred mean over the finite values of a window; NaN where it has none."""
     known = np.isfinite(values)
     kernel = np.ones(2 * half + 1)

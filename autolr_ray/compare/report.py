@@ -7,27 +7,24 @@ ledger gives a partial report that says what is missing.
 from __future__ import annotations
 
 import argparse
-import base64
 import csv
 import html
 import io
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, StrictUndefined, Template
 
 from autolr_ray.compare.figures import write_figures
 from autolr_ray.compare.findings import Findings
 from autolr_ray.compare.ledger import read_ledger
+from autolr_ray.compare.page import render_page
 from autolr_ray.compare.statistics import check_margin
-from autolr_ray.compare.values import Verdict
-from autolr_ray.compare.wording import cost, number, percent, points, seconds, spread
+from autolr_ray.compare.values import FailureRow
+from autolr_ray.compare.wording import cost, percent, points, seconds, spread
 from autolr_ray.files import write_atomically
 from autolr_ray.train.record import RunRecord
 
@@ -60,6 +57,7 @@ def write_report(
     candidate_arm: str | None = None,
     expected_cells: int | None = None,
     data_note: str = "",
+    failures: Sequence[FailureRow] = (),
 ) -> ReportPaths:
     """Write ``report.html``, ``summary.md``, ``summary.csv`` and ``figures/*.png`` into ``folder``.
 
@@ -71,6 +69,7 @@ def write_report(
         candidate_arm: by default the first arm that is no grid, names beginning with "auto" first.
         expected_cells: how many runs the whole study has, to say how many are missing.
         data_note: a sentence on the data set, shown beside the task's name.
+        failures: cells that have no result although they were tried, in any order.
 
     The same records give the same files, byte for byte.
 
@@ -82,15 +81,14 @@ def write_report(
     figures = write_figures(
         findings.runs, folder / "figures", candidate=findings.candidate, baseline=findings.baseline
     )
-    images = [(f, base64.b64encode(f.path.read_bytes()).decode("ascii")) for f in figures]
     paths = ReportPaths(
         html=folder / "report.html",
         csv=folder / "summary.csv",
         markdown=folder / "summary.md",
         figures=tuple(f.path for f in figures),
     )
-    page = _template().render(
-        f=findings, study=study_name, data_note=data_note, images=images, Verdict=Verdict
+    page = render_page(
+        findings, study_name=study_name, data_note=data_note, figures=figures, failures=failures
     )
     write_atomically(paths.csv, _csv(findings).encode())
     write_atomically(paths.markdown, _markdown(findings, study_name).encode())
@@ -122,19 +120,6 @@ def console_table(
     lines = ["  ".join(text.rjust(w) for text, w in zip(row, widths, strict=True)) for row in rows]
     lines.insert(1, "  ".join("-" * w for w in widths))
     return "\n".join([findings.headline, "", *lines, *(f"note: {note}" for note in findings.notes)])
-
-
-def _template() -> Template:
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(percent=percent, points=points, seconds=seconds, number=number, spread=spread)
-    # A real minus sign reads better than a hyphen; names keep theirs, no digit follows a blank there.
-    environment.filters["minus"] = lambda text: re.sub(r"(?<=[\s\[])-(?=\d)", "\N{MINUS SIGN}", f" {text}")[
-        1:
-    ]
-    source = files("autolr_ray.compare").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(source)
 
 
 def _csv(f: Findings) -> str:

@@ -43,6 +43,23 @@ class Interval:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FailureRow:
+    """A cell of the study that has no result: how often it was tried, and why the last try failed.
+
+    ``reason`` may have several lines. ``given_up``: it will not be tried again.
+    """
+
+    cell: str
+    arm: str
+    point: str
+    batch_size: int
+    seed: int
+    attempts: int
+    reason: str
+    given_up: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class GridPoint:
     """One point of a grid at one batch size, as the choice sees it: no test accuracy, on purpose.
 
