@@ -100,12 +100,13 @@ STUDY = {
     "model": "mlp",
     "seeds": [0],
     "batches": [{"size": 64, "epochs": 4}, {"size": 256, "epochs": 3, "workers": 2}],
-    "arms": {"auto": {}, "tuned": {"grid": {"peak_lr": [0.01, 0.03], "warmup_fraction": [0.1], "extend": 0}}},
+    "arms": {"auto": {}, "tuned": {"grid": {"peak_lr": [0.01], "warmup_fraction": [0.1]}}},
     "candidate": "auto",
     "baseline": "tuned",
 }
 
 
+@pytest.mark.timeout(600)
 def test_a_sweep_into_object_storage_is_killed_and_goes_on(s3: str, ray_tmp: Path, tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY))
@@ -123,8 +124,8 @@ def test_a_sweep_into_object_storage_is_killed_and_goes_on(s3: str, ray_tmp: Pat
 
     def start() -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [*command, "--results", results], env=environment, cwd=tmp_path, text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            [*command, "--results", results], env=environment, cwd=tmp_path, text=True,
+            start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
     process = start()
@@ -136,7 +137,7 @@ def test_a_sweep_into_object_storage_is_killed_and_goes_on(s3: str, ray_tmp: Pat
     process.communicate()
     _end_ray(folder)
     before = {path.name: path.read_bytes() for path in (place / "cells").glob("*.json")}
-    assert 1 <= len(before) < 6
+    assert 1 <= len(before) < 4
 
     process = start()
     said, _ = process.communicate(timeout=280)
@@ -144,7 +145,7 @@ def test_a_sweep_into_object_storage_is_killed_and_goes_on(s3: str, ray_tmp: Pat
     assert f"report: {place / 'report.html'}" in said
     assert f"{len(before)} of them finished before" in said
     after = {path.name: path.read_bytes() for path in (place / "cells").glob("*.json")}
-    assert len(after) == 6
+    assert len(after) == 4
     assert before.items() <= after.items()
     assert b"remote" in (place / "report.html").read_bytes()
     assert (place / "ledger.parquet").is_file()

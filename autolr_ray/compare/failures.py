@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from ray import tune
-from ray.tune.experiment import Trial
 
-from autolr_ray.compare.study import Cell
+from autolr_ray.compare.study import Cell, Study
+from autolr_ray.compare.values import FailureRow
 from autolr_ray.files import write_atomically
 from autolr_ray.remote import Location
 
@@ -65,28 +62,16 @@ class FailureLog:
             (self._folder / f"{cell}.json").unlink(missing_ok=True)
 
 
-class FailureCallback(tune.Callback):  # type: ignore[misc]
-    """Keeps what Tune has given up on in ``log``, at once: the sweep itself may be killed next."""
-
-    def __init__(self, log: FailureLog, cells: dict[str, Cell]) -> None:
-        self._log, self._cells = log, cells
-
-    def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
-        # As with the progress: Tune pickles its callbacks for a restore that is never asked for.
-        return tune.Callback, ()
-
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
-        """A run has used up its attempts."""
-        # What cannot be noted must not end the other runs; the sweep says at its end what has no result.
-        with suppress(OSError):
-            cell = self._cells[trial.config["run"]["cell"]].spec.cell
-            self._log.add(cell, max(1, trial.num_failures), reason_of(trial))
-
-
-def reason_of(trial: Any) -> str:
-    """The last line of an error, which is the cause below Ray's own frames, and where all of it lies."""
-    error = trial.get_error()
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = lines[-1] if lines else type(error).__name__
-    traceback = trial.error_file
-    return f"{reason} (traceback: {traceback})" if traceback and Path(traceback).is_file() else reason
+def failure_rows(
+    study: Study, cells: Iterable[Cell], finished: set[str], log: FailureLog
+) -> list[FailureRow]:
+    """Of the study's runs without a result, those that have failed, for the report."""
+    failed, most = log.read(), study.resources.max_attempts
+    return [
+        FailureRow(
+            cell=cell.spec.cell, arm=cell.arm, point=cell.point, batch_size=cell.spec.batch_size,
+            seed=cell.spec.seed, attempts=run.attempts, reason=run.reason, given_up=run.attempts >= most,
+        )
+        for cell in cells
+        if cell.spec.cell not in finished and (run := failed.get(cell.spec.cell)) is not None
+    ]  # fmt: skip

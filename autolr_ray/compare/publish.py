@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from autolr_ray.compare.extend import all_cells
+from autolr_ray.compare.failures import FailureLog, failure_rows
 from autolr_ray.compare.ledger import RunStore, write_ledger
 from autolr_ray.compare.report import write_report
 from autolr_ray.compare.rows import Rows, rows_of
@@ -55,6 +57,10 @@ def _write_report(study: Study, rows: Rows, folder: Location) -> str:
         paths = write_report(
             rows.records, here, study_name=study.name, margin=study.margin, baseline_arm=study.baseline,
             candidate_arm=study.candidate, expected_cells=rows.expected, data_note=study.note,
+            failures=failure_rows(
+                study, all_cells(study, rows.records), {record.cell for record in rows.records},
+                FailureLog(folder / "failures"),
+            ),
         )  # fmt: skip
         if isinstance(folder, RemotePath):
             for path in (*paths.figures, paths.csv, paths.markdown, paths.html):

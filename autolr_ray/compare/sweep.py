@@ -17,7 +17,8 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from autolr_ray.compare.callback import ProgressCallback
 from autolr_ray.compare.cluster import cluster
 from autolr_ray.compare.extend import all_cells
-from autolr_ray.compare.failures import FailureCallback, FailureLog
+from autolr_ray.compare.failure_callback import FailureCallback
+from autolr_ray.compare.failures import FailureLog, failure_rows
 from autolr_ray.compare.ledger import RunStore
 from autolr_ray.compare.progress import Progress, describe, say
 from autolr_ray.compare.study import Cell, Study
@@ -97,13 +98,11 @@ def runs_of(cells: Iterable[Cell]) -> list[Cell]:
 
 def given_up(study: Study, cells: Iterable[Cell], finished: set[str], log: FailureLog) -> list[Failure]:
     """The cells without a result that have failed as often as the study allows."""
-    failed, most = log.read(), study.resources.max_attempts
+    by_cell = {cell.spec.cell: cell for cell in cells}
     return [
-        Failure(cell=cell, reason=f"given up after {run.attempts} attempts: {run.reason}")
-        for cell in cells
-        if cell.spec.cell not in finished
-        and (run := failed.get(cell.spec.cell)) is not None
-        and run.attempts >= most
+        Failure(cell=by_cell[row.cell], reason=f"given up after {row.attempts} attempts: {row.reason}")
+        for row in failure_rows(study, by_cell.values(), finished, log)
+        if row.given_up
     ]
 
 
