@@ -352,3 +352,17 @@ def test_setup_refuses_the_world(
     with pytest.raises(SystemExit):
         aws_setup.main(["--bucket", BUCKET, "--ssh-from", source])
     assert f"{source!r} is not allowed" in capsys.readouterr().err
+
+
+def test_a_bucket_in_the_first_region_and_one_that_is_there(
+    aws_setup: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """us-east-1 must not be named when a bucket is made there; a bucket that is there stays as it is."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "mock")
+    with mock_aws():
+        s3 = boto3.client("s3", region_name="us-east-1")
+        aws_setup.bucket(s3, BUCKET, "us-east-1")
+        s3.put_object(Bucket=BUCKET, Key="studies/mine/report.html", Body=b"mine")
+        aws_setup.bucket(s3, BUCKET, "us-east-1")
+        assert s3.get_object(Bucket=BUCKET, Key="studies/mine/report.html")["Body"].read() == b"mine"

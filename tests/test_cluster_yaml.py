@@ -3,6 +3,7 @@
 import copy
 import os
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,20 @@ def test_what_a_user_changes_stands_at_the_top(written: dict[str, Any]) -> None:
     assert "CHANGE" in top
     assert "CHANGE" not in below
     assert not re.search(r"0{8}", below)
+
+
+def test_the_mount_works_when_uncommented(written: dict[str, Any]) -> None:
+    """The lines on EFS are YAML once their "#" is gone, and one command of the shell."""
+    top, below = (ROOT / "cluster.yaml").read_text().split("\ncluster_name:")
+    start = top.index("  # mount: &mount")
+    lines = top[start:].replace("\n  # ", "\n  ").replace("  # mount", "  mount", 1)
+    config = yaml.safe_load(f"{top[:start]}{lines}\ncluster_name:{below}")
+    command = config["metadata"]["mount"]
+    assert "mount -t nfs4 -o nfsvers=4.1" in command
+    subprocess.run(["bash", "-n", "-c", command], check=True)
+    assert {key: value for key, value in config.items() if key != "metadata"} == {
+        key: value for key, value in written.items() if key != "metadata"
+    }
 
 
 def test_the_head_runs_no_trials(prepared: dict[str, Any]) -> None:

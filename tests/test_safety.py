@@ -137,7 +137,7 @@ def test_a_task_is_a_name_and_no_expression(folder: Path, task: str) -> None:
     """Anything else is refused by field and value before anything is imported."""
     study = folder / "study.yaml"
     study.write_text(STUDY.format(task=f'"{task}"', note="mine"))
-    with pytest.raises(StudyError, match="task: .*is not allowed"):
+    with pytest.raises(StudyError, match=r"task: .*is not allowed"):
         load_study(study)
     assert not list(folder.glob("*.ran"))
 

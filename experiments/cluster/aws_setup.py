@@ -147,12 +147,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--bucket", required=True, type=bucket_name, help="bucket for results")
     parser.add_argument("--ssh-from", required=True, nargs="+", type=networks, metavar="ADDRESS/BITS")
     options = parser.parse_args(arguments)
-    client = lambda name: boto3.client(name, region_name=options.region)  # noqa: E731
-    bucket(client("s3"), options.bucket, options.region)
+    s3, iam, ec2 = (boto3.client(name, region_name=options.region) for name in ("s3", "iam", "ec2"))
+    bucket(s3, options.bucket, options.region)
     storage = use_of_bucket(options.bucket)
-    worker_role = profile(client("iam"), f"{NAME}-worker", storage)
-    profile(client("iam"), f"{NAME}-head", storage + use_of_machines(worker_role))
-    print(f"security_groups: &security_groups [{security_group(client('ec2'), options.ssh_from)}]")
+    worker_role = profile(iam, f"{NAME}-worker", storage)
+    profile(iam, f"{NAME}-head", storage + use_of_machines(worker_role))
+    print(f"security_groups: &security_groups [{security_group(ec2, options.ssh_from)}]")
     print(f"--results s3://{options.bucket}/studies")
 
 
