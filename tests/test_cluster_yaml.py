@@ -3,6 +3,7 @@
 import copy
 import os
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,14 @@ NODE_CONFIG_KEYS = {
     "BlockDeviceMappings",
     "IamInstanceProfile",
     "ImageId",
+    "InstanceInitiatedShutdownBehavior",
     "InstanceMarketOptions",
     "InstanceType",
     "KeyName",
     "MetadataOptions",
     "SecurityGroupIds",
     "SubnetIds",
+    "TagSpecifications",
 }
 PROVIDER_KEYS = {"type", "region", "availability_zone", "cache_stopped_nodes", "use_internal_ips"}
 
@@ -86,11 +89,59 @@ def test_nothing_is_paid_for_while_idle(prepared: dict[str, Any]) -> None:
     assert prepared["provider"]["cache_stopped_nodes"] is False
 
 
+def test_a_machine_without_a_head_ends_itself(written: dict[str, Any], prepared: dict[str, Any]) -> None:
+    """Workers whose head has died have nobody to end them: they shut down by the clock, and are gone."""
+    (command,) = prepared["initialization_commands"]
+    minutes = re.fullmatch(r"sudo shutdown -P \+(\d+)", command)
+    assert minutes
+    assert 24 * 60 <= int(minutes[1]) <= 7 * 24 * 60
+    for node_type in prepared["available_node_types"].values():
+        assert node_type["node_config"]["InstanceInitiatedShutdownBehavior"] == "terminate"
+        (disk,) = node_type["node_config"]["BlockDeviceMappings"]
+        assert disk["Ebs"]["DeleteOnTermination"] is True
+
+
+def test_every_type_brings_its_own_group_and_profile(written: dict[str, Any]) -> None:
+    """Without a group Ray opens port 22 to the world; without a profile workers cannot write to S3."""
+    values = written["metadata"]
+    for name, node_type in written["available_node_types"].items():
+        node_config = node_type["node_config"]
+        assert node_config["SecurityGroupIds"] == values["security_groups"]
+        profile = values["head_profile" if name == "head" else "worker_profile"]
+        assert node_config["IamInstanceProfile"] == profile
+
+
+def test_what_a_user_changes_stands_at_the_top(written: dict[str, Any]) -> None:
+    """Every value under ``metadata`` is used below it; CHANGE and placeholders stand there alone."""
+    top, below = (ROOT / "cluster.yaml").read_text().split("\ncluster_name:")
+    assert set(re.findall(r"&(\w+)\s", top)) - {"mount"} == set(re.findall(r"\*(\w+)", below)) - {
+        "gpu_config"
+    }
+    assert "CHANGE" in top
+    assert "CHANGE" not in below
+    assert not re.search(r"0{8}", below)
+
+
+def test_the_mount_works_when_uncommented(written: dict[str, Any]) -> None:
+    """The lines on EFS are YAML once their "#" is gone, and one command of the shell."""
+    top, below = (ROOT / "cluster.yaml").read_text().split("\ncluster_name:")
+    start = top.index("  # mount: &mount")
+    lines = top[start:].replace("\n  # ", "\n  ").replace("  # mount", "  mount", 1)
+    config = yaml.safe_load(f"{top[:start]}{lines}\ncluster_name:{below}")
+    command = config["metadata"]["mount"]
+    assert "mount -t nfs4 -o nfsvers=4.1" in command
+    subprocess.run(["bash", "-n", "-c", command], check=True)
+    assert {key: value for key, value in config.items() if key != "metadata"} == {
+        key: value for key, value in written.items() if key != "metadata"
+    }
+
+
 def test_the_head_runs_no_trials(prepared: dict[str, Any]) -> None:
     """The head offers no CPU and no GPU, and is not started a second time as a worker."""
     head = prepared["available_node_types"][prepared["head_node_type"]]
     assert head["resources"] == {"CPU": 0, "GPU": 0}
     assert head["max_workers"] == 0
+    assert "--num-cpus=0 --num-gpus=0" in " ".join(prepared["head_start_ray_commands"])
 
 
 def test_resources_are_whole_numbers(written: dict[str, Any]) -> None:
@@ -126,7 +177,9 @@ def test_spot_first_then_on_demand(prepared: dict[str, Any], spot_availability: 
 def test_only_the_spot_type_is_spot(written: dict[str, Any]) -> None:
     """The two worker types differ in the market alone."""
     spot, on_demand = (dict(written["available_node_types"][name]["node_config"]) for name in WORKERS)
-    assert spot.pop("InstanceMarketOptions") == {"MarketType": "spot"}
+    market = spot.pop("InstanceMarketOptions")
+    assert market["MarketType"] == "spot"
+    assert re.fullmatch(r"\d+\.\d+", market["SpotOptions"]["MaxPrice"])  # AWS wants text, in USD
     assert spot == on_demand
 
 
@@ -162,9 +215,12 @@ def test_file_mounts_exist(prepared: dict[str, Any], monkeypatch: pytest.MonkeyP
     install = "cd ~/autolr_ray && pip install --no-cache-dir -c constraints.txt -e ."
     assert install in prepared["head_setup_commands"]
     assert install in prepared["worker_setup_commands"]
+    assert install.replace("-e .", "-e '.[aws]'") in prepared["head_setup_commands"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert any(name.startswith("boto3") for name in project["optional-dependencies"]["aws"])
 
 
 def test_large_and_private_folders_stay_at_home(written: dict[str, Any]) -> None:
     """The environment, the history and old results are not copied; committed results are."""
-    assert {".git", ".venv", "/results"} <= set(written["rsync_exclude"])
+    assert {".git", ".venv", "/results", ".env", "*.pem"} <= set(written["rsync_exclude"])
     assert "results" not in written["rsync_exclude"]

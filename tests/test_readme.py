@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 # Run by CI and by hand: they set up an environment, or need a cluster.
-NOT_HERE = ("make ", "ray up", "ray submit", "ray dashboard")
+NOT_HERE = ("make ", "ray up", "ray submit", "ray dashboard", "ray down")
 
 
 def files():
