@@ -258,8 +258,9 @@ def max_concurrent(
     >>> max_concurrent({"CPU": 64.0, "GPU": 4.0}, workers=2, per_worker={"CPU": 1.0, "GPU": 1.0}, limit=1)
     1
     """
-    room = min(resources.get(kind, 0.0) // (workers * need) for kind, need in per_worker.items())
-    return int(max(1, min(room, limit or room)))
+    # A tenth of a GPU goes into one ten times, whatever floats say.
+    room = min(int(resources.get(kind, 0.0) / (workers * need) + 1e-6) for kind, need in per_worker.items())
+    return max(1, min(room, limit or room))
 
 
 def failure_lines(failures: Iterable[Failure]) -> list[str]:

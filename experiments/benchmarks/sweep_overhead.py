@@ -5,10 +5,10 @@
 Twelve small runs of one worker (Fashion-MNIST subset, CNN with BatchNorm, batch 256): a process that imports
 PyTorch and this package once and runs them in a row, then ``experiments/compare.py`` on a study of the same
 runs, both from launch to exit, the sweep with Ray's start, ledger and report. They alternate, ``--repeats``
-times; the ratio of each pair is reported, and the median. Both results must be equal bit for bit.
+times; reported are the ratio of each pair and the median. Both results must be equal bit for bit.
 
-Two runs of two workers each, ``TorchTrainer`` inside Tune, are reported apart: seconds of wall time beyond the
-training loop's own, per run.
+Two runs of two workers each, ``TorchTrainer`` inside Tune, are reported apart: seconds of wall time beyond
+the training loop's own, per run.
 
 One JSON line a pair, ``{"pair", "sequential_seconds", "sweep_seconds", "ratio"}``, one for the runs of two
 workers, and a last one with the medians and the machine.

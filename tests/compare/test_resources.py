@@ -1,0 +1,51 @@
+"""What runs may use: a GPU between several small ones, and no more than there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autolr_ray.compare.study import Study
+from autolr_ray.compare.sweep import _Group
+
+STUDY = {
+    "name": "sharing",
+    "task": "fashion_mnist_subset",
+    "seeds": [0, 1],
+    "batches": [{"size": 64, "epochs": 1}, {"size": 128, "epochs": 1, "workers": 2}],
+    "arms": {"auto": {}, "tuned": {"grid": {"peak_lr": [0.01, 0.1]}}},
+    "candidate": "auto",
+    "baseline": "tuned",
+}
+
+
+def group(workers: int, resources: dict[str, float], there: dict[str, float]) -> _Group:
+    study = Study.model_validate({**STUDY, "resources": resources})
+    cells = [cell for cell in study.cells() if cell.spec.workers == workers]
+    return _Group(study, cells, workers, Path("results"), there, None)
+
+
+ONE_GPU = {"CPU": 16.0, "GPU": 1.0}
+
+
+@pytest.mark.parametrize(("share", "at_once"), [(1.0, 1), (0.5, 2), (0.25, 4), (0.1, 10)])
+def test_runs_that_share_a_gpu_go_on_side_by_side(share: float, at_once: int) -> None:
+    made = group(1, {"gpus_per_worker": share}, ONE_GPU)
+    assert made.use_gpu
+    assert made.concurrency == at_once
+    assert made._trial_resources() == {"CPU": 1.0, "GPU": share}
+    assert {request.gpus_per_worker for request in made.requests.values()} == {share}
+
+
+def test_two_workers_of_a_run_can_share_a_gpu_and_one_run_cannot_have_more_than_there_is() -> None:
+    shared = group(2, {"gpus_per_worker": 0.5}, ONE_GPU)
+    assert (shared.concurrency, shared._lacking()) == (1, "")
+    assert group(2, {}, ONE_GPU)._lacking() == "it needs 2 CPUs and 2 GPUs, the cluster has 1 GPUs"
+    assert group(2, {"device": "cpu"}, ONE_GPU).concurrency == 8
+
+
+@pytest.mark.parametrize("share", [0, 1.5, -1])
+def test_a_share_that_is_none_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match="gpus_per_worker"):
+        Study.model_validate({**STUDY, "resources": {"gpus_per_worker": share}})
