@@ -69,7 +69,8 @@ def runs_to_beat(grid: Array, candidate: Array) -> RunsToBeat | None:
     def least(rows: Array, axis: int = -1) -> Array:
         """The first k that wins over the seeds of the last axis; points + 1 where none does."""
         wins = ahead[rows.astype(int)].mean(axis=-2) > 0
-        return np.where(wins.any(axis=-1), wins.argmax(axis=-1), points) + 1.0
+        first: Array = np.where(wins.any(axis=-1), wins.argmax(axis=-1), points) + 1.0
+        return first
 
     seeds = np.arange(len(grid), dtype=float)
     low = high = None

@@ -19,7 +19,16 @@ from autolr_ray.compare.statistics import reported_runs
 from autolr_ray.train.record import Posterior, RunRecord, Trace
 
 VOID = {"meta", "img", "br", "link", "hr"}
-FIGURES = ["accuracy", "cost", "accuracy_against_cost", "grid", "learning_rates", "losses", "posterior", "tests"]
+FIGURES = [
+    "accuracy",
+    "cost",
+    "accuracy_against_cost",
+    "grid",
+    "learning_rates",
+    "losses",
+    "posterior",
+    "tests",
+]
 
 
 class Page(HTMLParser):

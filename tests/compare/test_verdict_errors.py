@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import sys
 from pathlib import Path
@@ -14,12 +15,13 @@ from synthetic import run
 
 from autolr_ray.compare.statistics import compare
 from autolr_ray.compare.values import Verdict
+from autolr_ray.compare.wording import PROTOCOL
 from autolr_ray.train.record import RunRecord
 
 ROOT = Path(__file__).resolve().parents[2]
 MEASURED = ROOT / "experiments" / "results" / "compare" / "verdict_errors.jsonl"
 LEVELS = {"better": 0.025, "worse": 0.025, "equivalent": 0.05}
-STUDIES = 2500
+STUDIES = 2000
 
 
 def load() -> ModuleType:
@@ -57,18 +59,18 @@ def test_the_levels_hold(noise: str, seeds: int, truth: float) -> None:
             assert share <= above(LEVELS[word], STUDIES), f"{word} at spread {spread}"
 
 
-@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize("seeds", [3, 5])
 def test_the_bootstrap_alone_would_not_hold_them(seeds: int) -> None:
     """The test above has the power to reject a rule that is too sure of itself."""
-    for word, share in rates("bootstrap", "normal", seeds, 0.0, 2.0, 800).items():
-        assert share > above(LEVELS[word], 800), word
+    for word, share in rates("bootstrap", "normal", seeds, 0.0, 2.0, 400).items():
+        assert share > above(LEVELS[word], 400), word
 
 
 def test_a_sure_difference_is_found() -> None:
     """The rule is no rule that decides nothing."""
     for seeds, least in ((3, 0.2), (5, 0.75), (10, 0.95)):
-        equal = errors.simulate("normal", 0.5, seeds, 0.0, 150).differences()
-        apart = errors.simulate("normal", 0.5, seeds, 2.0, 150).differences()
+        equal = errors.simulate("normal", 0.5, seeds, 0.0, 100).differences()
+        apart = errors.simulate("normal", 0.5, seeds, 2.0, 100).differences()
         for rows, verdict in ((equal, Verdict.EQUIVALENT), (apart, Verdict.BETTER)):
             said = [errors.decide(errors.both(row), errors.MARGIN) for row in rows.tolist()]
             assert said.count(verdict) / len(said) >= least, (seeds, verdict)
@@ -125,3 +127,42 @@ def test_the_choice_is_made_by_validation() -> None:
         grid_test=drawn.grid_test,
     )
     assert (blind.differences() != drawn.differences()).any()
+
+
+@pytest.fixture(scope="module")
+def highest() -> dict[str, dict[str, dict[str, float]]]:
+    """The measured errors: rule -> "noise seeds" -> verdict -> highest share."""
+    last = MEASURED.read_text(encoding="utf-8").splitlines()[-1]
+    found: dict[str, dict[str, dict[str, float]]] = json.loads(last)["summary"]["highest_errors"]
+    return found
+
+
+def test_the_committed_measurement_keeps_the_levels(highest: dict[str, dict[str, dict[str, float]]]) -> None:
+    for noise in ("normal", "discrete"):
+        for seeds in (3, 5, 10):
+            for word, share in highest["hull"][f"{noise} {seeds}"].items():
+                assert share <= above(LEVELS[word], 20_000)
+
+
+def test_the_protocol_says_what_was_measured(highest: dict[str, dict[str, dict[str, float]]]) -> None:
+    text = " ".join(PROTOCOL)
+    hull = highest["hull"]
+    bad = [hull[f"bad_seed {seeds}"] for seeds in (3, 5, 10)]
+    first, second, third = (f"{100 * found['better']:.0f} %" for found in bad)
+    assert f"called better in {first}, {second} and {third} of studies" in text
+    assert all(abs(found["equivalent"] - found["better"]) < 0.01 for found in bad)
+    lucky = [hull[f"luck {seeds}"] for seeds in (3, 5, 10)]
+    worse = [found["worse"] for found in lucky]
+    assert f"called worse in {100 * min(worse):.0f} % to {100 * max(worse):.0f} % of studies" in text
+    assert max(found["better"] for found in lucky) < 0.01
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_bad_seeds_break_the_levels_as_the_protocol_says(
+    seeds: int, highest: dict[str, dict[str, dict[str, float]]]
+) -> None:
+    """The claim is not hidden behind a file: the simulation shows it again."""
+    share = rates("hull", "bad_seed", seeds, 0.0, 2.0, STUDIES)["better"]
+    measured = highest["hull"][f"bad_seed {seeds}"]["better"]
+    assert share > above(LEVELS["better"], STUDIES)
+    assert share <= above(measured, STUDIES)
