@@ -1,7 +1,7 @@
 """From paired differences to a verdict: two intervals, and the rule that both must agree.
 
 A verdict's interval is the hull of the 95% Student t interval and the 95% bootstrap interval (BCa) of the
-mean difference, from three seeds on: what it says, each of the two says. The levels that are meant, for an
+mean difference, from three seeds on: what it says holds for both. The levels that are meant, for an
 arm whose true difference is ``d`` at margin ``m``:
 
 - P(better | d <= 0) <= 2.5% and P(worse | d >= 0) <= 2.5%,

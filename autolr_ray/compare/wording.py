@@ -66,7 +66,7 @@ def spread(values: Sequence[float]) -> str:
 # The rule of the verdicts for readers, with what it is known not to do.
 PROTOCOL = (
     "A verdict's interval is the hull of two for the mean of the paired differences, Student's t and the "
-    "bootstrap (BCa), 95 % each: what it says, both say. Fewer than three seeds stay undecided.",
+    "bootstrap (BCa), 95 % each: what it says holds for both. Fewer than three seeds stay undecided.",
     "Levels meant: an arm that is no better is called better, one that is no worse worse, in at most "
     "2.5 % of studies; one that differs by the margin or more is called equivalent in at most 5 %. "
     "Simulated studies keep them with normal differences and with accuracies on 2,000 test examples, at "
