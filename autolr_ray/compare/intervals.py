@@ -11,10 +11,10 @@ arm whose true difference is ``d`` at margin ``m``:
 ``experiments/results/compare/verdict_errors.jsonl``. What it says, and why the rule is this one:
 
 - With normal differences, and with accuracies on 2,000 test examples, all three hold at 3, 5 and 10 seeds.
-- The bootstrap alone is far too sure of itself: at three seeds it calls an equal arm better in 11% to
-  15% of studies, as no resample of three values leaves their range. Up to four seeds the t interval contains that
-  range, and with it every bootstrap interval; from five on the bootstrap widens the hull on the side of a
-  long tail.
+- The bootstrap alone is far too sure of itself: at three seeds it calls an equal arm better in 11% to 15%
+  of studies, as no resample of three values leaves their range. Up to four seeds the t interval contains
+  that range, and with it every bootstrap interval; from five on the bootstrap widens the hull on the side
+  of a long tail.
 - With long tails no rule keeps the levels: none sees a bad seed that has not come up. With a tail of
   skewness 1 an equal arm is called better in 3%; where one run in ten of an arm loses five standard
   deviations, in 6%, 8% and 10% of studies at 3, 5 and 10 seeds, and equivalent at the margin as often. The
