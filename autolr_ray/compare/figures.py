@@ -19,10 +19,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
+from autolr_ray.compare.cost_figures import accuracy_against_cost, cost
 from autolr_ray.compare.curves import learning_rates, losses, posterior, tests
-from autolr_ray.compare.scene import BASELINE, CANDIDATE, Scene, arm_label, mark, panels, plain
+from autolr_ray.compare.scene import BASELINE, CANDIDATE, Scene, arm_label, legend, mark, panels, short
 from autolr_ray.compare.statistics import is_grid, tune
 from autolr_ray.files import write_atomically
 from autolr_ray.train.record import RunRecord
@@ -82,23 +82,34 @@ def accuracy(scene: Scene) -> Figure | None:
     summaries = scene.summaries()
     if not summaries:
         return None
-    figure = Figure(figsize=(8.5, 4.6), layout="constrained")
+    figure = Figure(figsize=(8.5, 5.0), layout="constrained")
     axes = figure.add_subplot()
     sizes, arms = scene.batch_sizes, [a for a in scene.arms if any(s.arm == a for s in summaries)]
     seeds: list[float] = []
     bounds: list[float] = []
+    wide = min(1.0, 4 / len(arms))
     for i, arm in enumerate(arms):
-        shift = 0.5 * ((i + 0.5) / len(arms) - 0.5)
+        shift = min(0.84, 0.17 * len(arms)) * ((i + 0.5) / len(arms) - 0.5)
         own = [s for s in summaries if s.arm == arm]
         x = [sizes.index(s.batch_size) + shift for s in own]
         y = np.array([100 * s.test.mean for s in own])
         half = np.array([100 * (s.test.high - s.test.mean) for s in own])
         colour = scene.colour(arm)
-        axes.plot(x, y, color=colour, lw=1, alpha=0.4, zorder=1)
-        axes.errorbar(x, y, half, fmt="o", color=colour, ms=7, lw=2, capsize=4, label=arm_label(scene, arm))
+        if wide == 1.0:  # more lines would cross all the other arms' intervals
+            axes.plot(x, y, color=colour, ls=scene.line(arm), lw=1, alpha=0.4, zorder=1)
+        shape, label = scene.shape(arm), arm_label(scene, arm)
+        axes.errorbar(x, y, half, fmt=shape, color=colour, ms=7, lw=2, capsize=wide * 5, label=label)
         for place, s in zip(x, own, strict=True):
             values = [100 * r.test_accuracy for r in scene.shown(arm, s.batch_size)]
-            axes.plot([place + 0.05] * len(values), values, "_", color=colour, ms=8, mew=1.5, alpha=0.6)
+            axes.plot(
+                [place + 0.05 * wide] * len(values),
+                values,
+                "_",
+                color=colour,
+                ms=8 * wide,
+                mew=1.5,
+                alpha=0.6,
+            )
             seeds += [v for v in values if math.isfinite(v)]
         bounds += [v for m, h in zip(y, half, strict=True) for v in (m - h, m + h) if math.isfinite(v)]
     if seeds:
@@ -110,48 +121,12 @@ def accuracy(scene: Scene) -> Figure | None:
         axes.set_ylim(bottom - pad, min(100.5, top + pad))
     axes.set_xticks(range(len(sizes)), [f"{s:,}" for s in sizes])
     axes.set_xlim(-0.5, len(sizes) - 0.5)
+    for i in range(1, len(sizes), 2):
+        axes.axvspan(i - 0.5, i + 0.5, color="#f3f3f3", zorder=0)
     axes.set_xlabel("batch size (examples per optimizer step)")
     axes.set_ylabel("test accuracy (%)")
     axes.grid(axis="x", visible=False)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=min(3, len(arms)))
-    return figure
-
-
-def cost(scene: Scene) -> Figure | None:
-    """Device-seconds per seed of each arm: the reported run, and the tuning it took to find it."""
-    summaries = sorted(scene.summaries(), key=lambda s: (s.batch_size, scene.arms.index(s.arm)))
-    if not summaries:
-        return None
-    figure = Figure(
-        figsize=(8.5, 1.5 + 0.42 * len(summaries) + 0.2 * len(scene.batch_sizes)), layout="constrained"
-    )
-    axes = figure.add_subplot()
-    places: list[float] = []
-    longest = max(s.seconds_per_seed for s in summaries)
-    for s in summaries:
-        new_size = places and s.batch_size != summaries[len(places) - 1].batch_size
-        places.append((places[-1] + (1.5 if new_size else 1.0)) if places else 0.0)
-        colour, run = scene.colour(s.arm), s.seconds_reported_per_seed
-        axes.barh(places[-1], run, 0.72, color=colour)
-        left = s.seconds_per_seed - run
-        if s.runs_per_seed > 1:
-            axes.barh(places[-1], left, 0.72, left=run, color="white", edgecolor=colour, hatch="////", lw=1)
-        runs = "1 run" if s.runs_per_seed == 1 else f"{s.runs_per_seed} runs"
-        seconds = f"{s.seconds_per_seed:,.{1 if s.seconds_per_seed < 100 else 0}f}"
-        text = f"{runs}, {seconds} s"
-        axes.text(s.seconds_per_seed + 0.01 * longest, places[-1], text, va="center", fontsize=10)
-    axes.set_yticks(places, [f"{plain(s.arm)}\nbatch {s.batch_size:,}" for s in summaries], fontsize=9)
-    axes.set_ylim(max(places) + 0.6, -0.6)
-    axes.set_xlim(0, 1.18 * longest)
-    axes.set_xlabel("device-seconds for one seed's result")
-    axes.grid(axis="y", visible=False)
-    handles = [
-        Patch(color="#666666", label="the reported run"),
-        Patch(
-            facecolor="white", edgecolor="#666666", hatch="////", label="tuning: the other runs of the grid"
-        ),
-    ]
-    axes.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    legend(figure, axes.get_legend_handles_labels()[0])
     return figure
 
 
@@ -197,7 +172,7 @@ def grid(scene: Scene) -> Figure | None:
                 ls=styles[i % 4],
                 marker="o",
                 ms=4,
-                label=f"{plain(baseline)}, warmup {w:.0%}",
+                label=f"{short(baseline)}, warmup {w:.0%}",
             )
             for i, w in enumerate(warmups)
         ),
@@ -211,7 +186,7 @@ def grid(scene: Scene) -> Figure | None:
                 **mark(CANDIDATE, "D", 6),
                 ls="-",
                 lw=1,
-                label=f"{plain(scene.candidate)}: LR found, each seed",
+                label=f"{short(scene.candidate)}: LR found, each seed",
             )
         )
     return panels(scene, panel, "peak learning rate", "validation accuracy (%)", handles, list(tunings))
@@ -227,7 +202,15 @@ _GALLERY: tuple[tuple[Callable[[Scene], Figure | None], str, str], ...] = (
     (
         cost,
         "What each result cost",
-        "Device time that one seed's result takes: the run itself, and the other runs of its grid.",
+        "Device time that one seed's result takes. Hatched: what went into finding a learning rate, such as "
+        "the other runs of a grid, a range test, runs that were stopped.",
+    ),
+    (
+        accuracy_against_cost,
+        "Accuracy against total cost",
+        "Validation accuracy, as a tuned arm's choice sees it: test accuracy is read for the winner alone. A "
+        "marker for each arm without a grid, mean over seeds (short dashes: single seeds, where there are at "
+        "most five arms); for a grid the expected best of k runs drawn at random, from k = 1 to all of it.",
     ),
     (
         grid,

@@ -6,11 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+from autolr_ray.compare.intervals import FEWEST_SEEDS, check_margin
 from autolr_ray.compare.statistics import (
-    FEWEST_SEEDS,
     arms_of,
-    check_margin,
     compare,
+    compare_overall,
     default_baseline,
     default_candidate,
     is_grid,
@@ -19,13 +19,15 @@ from autolr_ray.compare.statistics import (
     tune,
     without_repeats,
 )
-from autolr_ray.compare.values import ArmSummary, Comparison, Edge, Tuning, Verdict
-from autolr_ray.compare.wording import cost, percent, points
+from autolr_ray.compare.values import ArmSummary, Comparison, Edge, Overall, Tuning, Verdict
+from autolr_ray.compare.wording import PROTOCOL, paid, percent, points, runs_needed
 from autolr_ray.train.record import ReceiptRow, RunRecord
 
 
 class Findings:
     """Everything that is written down, worked out once. Test accuracies of reported runs only."""
+
+    protocol = PROTOCOL
 
     def __init__(
         self,
@@ -55,7 +57,15 @@ class Findings:
             found = compare(self.runs, arm, self.baseline, size, margin=margin)
             if found is not None:
                 self.comparisons[arm, size] = found
-        self.reported = frozenset(r.cell for a, b in at for r in reported_runs(self.runs, a, b))
+        # Two arms may share a run, and with it its cell: what it stands for tells their records apart.
+        self._reported = frozenset(_key(r) for a, b in at for r in reported_runs(self.runs, a, b))
+        found_all = [c for size in self.batch_sizes if (c := self.comparison(size)) is not None]
+        whole = len(found_all) == len(self.batch_sizes)
+        self.overall: Overall | None = compare_overall(found_all) if whole else None
+
+    def is_reported(self, record: RunRecord) -> bool:
+        """Whether a run's test accuracy may be shown: an untuned arm's, or one of the chosen point."""
+        return _key(record) in self._reported
 
     def comparison(self, batch_size: int) -> Comparison | None:
         """The candidate against the baseline."""
@@ -74,7 +84,32 @@ class Findings:
         return (
             f"{c.candidate.arm} {percent(c.candidate_test)} vs {tuned} {percent(c.baseline_test)}: "
             f"{points(c.difference)}, {c.verdict.word} at margin {100 * c.margin:g} ({seeds}); "
-            f"cost {cost(c.candidate)} of device time per seed, instead of {cost(c.baseline)}."
+            f"cost {paid(c.candidate)} of device time per seed, instead of {paid(c.baseline)}."
+        )
+
+    def tuning_sentence(self, batch_size: int) -> str:
+        """How many runs the baseline's grid needs to beat one of the candidate; "" where it has none."""
+        c = self.comparison(batch_size)
+        if c is None or c.runs_to_beat is None:
+            return ""
+        r = c.runs_to_beat
+        return (
+            f"The {c.baseline.arm} grid of {r.points} needs {runs_needed(r)} until the best is expected to "
+            f"beat one {c.candidate.arm} run in validation accuracy."
+        )
+
+    @property
+    def overall_sentence(self) -> str:
+        """The mean difference over all batch sizes and its verdict; "" where a batch size has no pair, or
+        there is but one.
+        """
+        o = self.overall
+        if o is None:
+            return ""
+        seeds = f"{len(o.seeds)} seed{'s' * (len(o.seeds) != 1)}"
+        return (
+            f"Mean over the {len(o.batch_sizes)} batch sizes: {points(o.difference)}, {o.verdict.word} at "
+            f"margin {100 * o.margin:g} ({seeds})."
         )
 
     @property
@@ -93,7 +128,9 @@ class Findings:
         ours, theirs = (sum(s.seconds_per_seed for s in side) for side in _sides(found))
         ratio = f"; {100 * ours / theirs:.0f} % of the device time per seed" if 0 < ours < theirs else ""
         noun = "batch size" if len(found) == 1 else "batch sizes"
-        return f"{self.candidate} against {self.baseline}: {said} of {len(found)} {noun}{ratio}."
+        o = self.overall
+        mean = f"; over all {points(o.difference)}, {o.verdict.word}" if o is not None else ""
+        return f"{self.candidate} against {self.baseline}: {said} of {len(found)} {noun}{mean}{ratio}."
 
     @property
     def notes(self) -> list[str]:
@@ -126,7 +163,7 @@ class Findings:
                 notes.append(f"{where}: the chosen point has {t.edge.value}")
         if 0 < len(seeds) < FEWEST_SEEDS:
             notes.append(f"{len(seeds)} of the {FEWEST_SEEDS} seeds that a verdict takes: so undecided")
-        odd = sum(r.cell in self.reported and not math.isfinite(r.test_accuracy) for r in self.runs)
+        odd = sum(self.is_reported(r) and not math.isfinite(r.test_accuracy) for r in self.runs)
         if odd:
             notes.append(f"{odd} reported runs ended with a test accuracy that is not a number")
         if self.repeats:
@@ -154,7 +191,7 @@ class Findings:
     @property
     def decisions(self) -> list[tuple[RunRecord, ReceiptRow]]:
         """The receipt behind each reported run's switch: the one of its step, else the last."""
-        runs = [r for r in self.runs if r.cell in self.reported and r.receipts]
+        runs = [r for r in self.runs if self.is_reported(r) and r.receipts]
         return [(r, next((x for x in r.receipts if x.step == r.switch_step), r.receipts[-1])) for r in runs]
 
     def _summary(self, arm: str, batch_size: int) -> ArmSummary | None:
@@ -163,3 +200,7 @@ class Findings:
 
 def _sides(found: Sequence[Comparison]) -> tuple[list[ArmSummary], list[ArmSummary]]:
     return [c.candidate for c in found], [c.baseline for c in found]
+
+
+def _key(r: RunRecord) -> tuple[str, str, int, int]:
+    return r.arm, r.point, r.batch_size, r.seed

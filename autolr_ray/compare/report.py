@@ -20,9 +20,9 @@ import yaml
 
 from autolr_ray.compare.figures import write_figures
 from autolr_ray.compare.findings import Findings
+from autolr_ray.compare.intervals import check_margin
 from autolr_ray.compare.ledger import read_ledger
 from autolr_ray.compare.page import render_page
-from autolr_ray.compare.statistics import check_margin
 from autolr_ray.compare.values import FailureRow
 from autolr_ray.compare.wording import cost, percent, points, seconds, spread
 from autolr_ray.files import write_atomically
@@ -148,7 +148,8 @@ def _markdown(f: Findings, study: str) -> str:
         return "| " + " | ".join(html.escape(str(c), quote=False).replace("|", "\\|") for c in cells) + " |"
 
     lines = [f"# {html.escape(study, quote=False)}", "", html.escape(f.headline, quote=False), ""]
-    lines += [f"- **Batch {b:,}**: {html.escape(f.sentence(b), quote=False)}" for b in f.batch_sizes]
+    said = {b: f"{f.sentence(b)} {f.tuning_sentence(b)}".rstrip() for b in f.batch_sizes}
+    lines += [f"- **Batch {b:,}**: {html.escape(said[b], quote=False)}" for b in f.batch_sizes]
     lines += [
         "",
         line(

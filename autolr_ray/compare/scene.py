@@ -18,7 +18,10 @@ from autolr_ray.train.record import RunRecord
 
 # Okabe and Ito's palette, told apart with every common colour blindness and in grey print.
 CANDIDATE, BASELINE = "#0072B2", "#D55E00"
-_OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#6A3D9A", "#8C6D31")
+# Beyond the palette a shape tells two arms of one colour apart; the counts have no common divisor.
+_SHAPES = ("^", "v", "D", "P", "X", "<", ">", "p", "h", "*")
+_LINES = ("--", "-.", ":")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +44,25 @@ class Scene:
         return sorted(arms_of(self.records), key=lambda a: (first.index(a) if a in first else 2, a))
 
     def colour(self, arm: str) -> str:
-        """One colour per arm in every figure."""
+        """One colour per arm in every figure; beyond nine arms colours come again."""
         if arm == self.candidate:
             return CANDIDATE
         if arm == self.baseline:
             return BASELINE
-        rest = [a for a in self.arms if a not in (self.candidate, self.baseline)]
-        return _OTHERS[rest.index(arm) % len(_OTHERS)]
+        return _OTHERS[self._place(arm) % len(_OTHERS)]
+
+    def shape(self, arm: str) -> str:
+        """The arm's marker: with its colour, one of its own for up to 72 arms."""
+        if arm in (self.candidate, self.baseline):
+            return "o" if arm == self.candidate else "s"
+        return _SHAPES[self._place(arm) % len(_SHAPES)]
+
+    def line(self, arm: str) -> str:
+        """The arm's line style: solid for candidate and baseline."""
+        return "-" if arm in (self.candidate, self.baseline) else _LINES[self._place(arm) % len(_LINES)]
+
+    def _place(self, arm: str) -> int:
+        return [a for a in self.arms if a not in (self.candidate, self.baseline)].index(arm)
 
     def shown(self, arm: str | None, batch_size: int) -> list[RunRecord]:
         """The arm's reported runs at one batch size, by seed."""
@@ -88,7 +103,7 @@ def panels(
             axes.set_ylabel(y_label)
         if i + columns >= len(sizes):
             axes.set_xlabel(x_label)
-    figure.legend(handles=list(handles), loc="outside upper center", ncols=min(len(handles), columns + 2))
+    legend(figure, handles)
     return figure
 
 
@@ -101,12 +116,29 @@ def key(shape: str, label: str) -> Line2D:
 
 
 def arm_label(scene: Scene, arm: str) -> str:
-    return f"{plain(arm)} (tuned)" if is_grid(scene.records, arm) else plain(arm)
+    return f"{short(arm)} (tuned)" if is_grid(scene.records, arm) else short(arm)
 
 
 def plain(name: str) -> str:
     """A user's name as text: a dollar sign would start a formula."""
     return name.replace("$", r"\$")
+
+
+def short(name: str, most: int = 32) -> str:
+    """:func:`plain`, a long name without its middle: names that differ mostly do so at an end."""
+    half = (most - 1) // 2
+    return plain(name if len(name) <= most else f"{name[:half]}…{name[-half:]}")
+
+
+def legend(figure: Figure, handles: Sequence[Any], most_columns: int = 6) -> None:
+    """One legend above all panels, in as many columns as fit the width."""
+    longest = max(len(str(h.get_label())) for h in handles)
+    columns = int(figure.get_figwidth() / (0.085 * longest + 0.65))
+    figure.legend(
+        handles=list(handles),
+        loc="outside upper center",
+        ncols=max(1, min(len(handles), columns, most_columns)),
+    )
 
 
 def arm_handles(scene: Scene) -> list[Line2D]:

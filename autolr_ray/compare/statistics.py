@@ -11,39 +11,20 @@ import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from scipy import stats
 
-from autolr_ray.compare.cost import expected_best, runs_to_match
-from autolr_ray.compare.values import ArmSummary, Comparison, Edge, GridPoint, Interval, Tuning, Verdict
+from autolr_ray.compare.cost import Array, best_of_each, runs_to_beat
+from autolr_ray.compare.intervals import check_margin, judge, t_interval
+from autolr_ray.compare.values import (
+    ArmSummary,
+    BestOf,
+    Comparison,
+    Edge,
+    GridPoint,
+    Overall,
+    RunsToBeat,
+    Tuning,
+)
 from autolr_ray.train.record import RunRecord
-
-__all__ = [
-    "CONFIDENCE",
-    "ArmSummary",
-    "Comparison",
-    "Edge",
-    "GridPoint",
-    "Interval",
-    "Tuning",
-    "Verdict",
-    "arms_of",
-    "check_margin",
-    "compare",
-    "decide",
-    "default_baseline",
-    "default_candidate",
-    "expected_best",
-    "is_grid",
-    "reported_runs",
-    "runs_to_match",
-    "summarise",
-    "t_interval",
-    "tune",
-    "without_repeats",
-]
-
-CONFIDENCE = 0.95
-FEWEST_SEEDS = 3
 
 
 def arms_of(records: Iterable[RunRecord]) -> tuple[str, ...]:
@@ -76,18 +57,6 @@ def without_repeats(records: Iterable[RunRecord]) -> list[RunRecord]:
     for r in sorted(records, key=lambda r: (r.finished_at, r.cell)):
         latest[r.arm, r.point, r.batch_size, r.seed] = r
     return [latest[key] for key in sorted(latest)]
-
-
-def t_interval(values: Sequence[float]) -> Interval:
-    """Mean and 95% Student-t interval, ``mean ± t(0.975, n-1) s / sqrt(n)``; all NaN where n = 0."""
-    n = len(values)
-    if n == 0:
-        return Interval(mean=math.nan, low=math.nan, high=math.nan)
-    mean = math.fsum(values) / n if all(map(math.isfinite, values)) else math.nan
-    if n == 1 or math.isnan(mean):
-        return Interval(mean=mean, low=math.nan, high=math.nan)
-    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n)
-    return Interval(mean=mean, low=mean - half, high=mean + half)
 
 
 def tune(records: Iterable[RunRecord], arm: str, batch_size: int) -> Tuning:
@@ -158,6 +127,12 @@ def summarise(records: Sequence[RunRecord], arm: str, batch_size: int) -> ArmSum
     for r in paid:
         by_point.setdefault(r.point, []).append(r.device_seconds)
     one_run = math.fsum(r.device_seconds for r in reported)
+    per_seed = math.fsum(math.fsum(s) / len(s) for s in by_point.values())
+    # What is no tuning is what the reported runs would have cost had their settings been known.
+    known = math.fsum(r.device_seconds - r.tuning_seconds for r in reported) / len(reported)
+    others = len(by_point) - 1
+    found_by = [f"{others} other run{'s' * (others != 1)} of the grid"] if others else []
+    found_by += sorted({r.tuning for r in reported if r.tuning})
     return ArmSummary(
         arm=arm,
         batch_size=batch_size,
@@ -172,33 +147,10 @@ def summarise(records: Sequence[RunRecord], arm: str, batch_size: int) -> ArmSum
         seconds_reported=one_run,
         seconds_all=math.fsum(r.device_seconds for r in paid),
         seconds_reported_per_seed=one_run / len(reported),
-        seconds_per_seed=math.fsum(math.fsum(s) / len(s) for s in by_point.values()),
+        seconds_per_seed=per_seed,
+        tuning_seconds_per_seed=per_seed - known,
+        tuning=", ".join(found_by),
     )
-
-
-def decide(interval: Interval, margin: float) -> Verdict:
-    """The verdict of an interval of differences.
-
-    Equivalent where it lies within [-margin, margin], ends included; otherwise better or worse where it
-    lies wholly above or below zero; otherwise, and where the interval is NaN, undecided.
-
-    Raises:
-        ValueError: ``margin`` is negative or not a number.
-    """
-    check_margin(margin)
-    if -margin <= interval.low and interval.high <= margin:
-        return Verdict.EQUIVALENT
-    if interval.low > 0:
-        return Verdict.BETTER
-    if interval.high < 0:
-        return Verdict.WORSE
-    return Verdict.UNDECIDED
-
-
-def check_margin(margin: float) -> None:
-    """Refuse a margin that is no accuracy difference: it must be finite and at least 0."""
-    if not (math.isfinite(margin) and margin >= 0):
-        raise ValueError(f"margin = {margin!r}: must be a finite accuracy difference >= 0, such as 0.005")
 
 
 def compare(
@@ -206,8 +158,8 @@ def compare(
 ) -> Comparison | None:
     """Candidate minus tuned baseline at one batch size over their common seeds; None where there is none.
 
-    Undecided with fewer than three seeds: two differences that happen to agree, as accuracies on a finite
-    test set may, would give an interval of no width.
+    See :mod:`autolr_ray.compare.intervals` for the rule of the verdict. The baseline's point is chosen over
+    the same seeds that it is reported for: luck that a choice picks up counts for the baseline.
 
     Raises:
         ValueError: ``margin`` is negative or not a number.
@@ -219,10 +171,6 @@ def compare(
     mine, other = summarise(records, candidate, batch_size), summarise(records, baseline, batch_size)
     if not seeds or mine is None or other is None:
         return None
-    differences = [ours[s] - theirs[s] for s in seeds]
-    interval = t_interval(differences)
-    low, high = _bootstrap(differences)
-    tuning = tune(records, baseline, batch_size)
     return Comparison(
         batch_size=batch_size,
         candidate=mine,
@@ -230,23 +178,67 @@ def compare(
         seeds=seeds,
         candidate_test=t_interval([ours[s] for s in seeds]).mean,
         baseline_test=t_interval([theirs[s] for s in seeds]).mean,
-        difference=interval,
-        bootstrap_low=low,
-        bootstrap_high=high,
-        margin=margin,
-        verdict=decide(interval, margin) if len(seeds) >= FEWEST_SEEDS else Verdict.UNDECIDED,
-        runs_to_match=runs_to_match([p.validation.mean for p in tuning.points], mine.validation.mean)
-        if is_grid(records, baseline)
-        else None,
+        paired=judge([ours[s] - theirs[s] for s in seeds], margin),
+        runs_to_beat=_runs_to_beat(records, candidate, baseline, batch_size),
     )
 
 
-def _bootstrap(differences: Sequence[float]) -> tuple[float, float]:
-    if len(differences) < 5 or not all(map(math.isfinite, differences)):
-        return math.nan, math.nan
-    if np.ptp(differences) == 0:  # BCa divides by the spread
-        return differences[0], differences[0]
-    result = stats.bootstrap(
-        (np.asarray(differences),), np.mean, confidence_level=CONFIDENCE, rng=np.random.default_rng(0)
+def compare_overall(comparisons: Sequence[Comparison]) -> Overall | None:
+    """One verdict over several batch sizes: of each seed's mean difference over them, by the same rule.
+
+    Only seeds that every comparison has count; None where there is none, or fewer than two comparisons.
+    """
+    if len(comparisons) < 2:
+        return None
+    seeds = sorted(set.intersection(*(set(c.seeds) for c in comparisons)))
+    if not seeds:
+        return None
+    by_seed = [dict(zip(c.seeds, c.paired.differences, strict=True)) for c in comparisons]
+    means = [math.fsum(d[s] for d in by_seed) / len(by_seed) for s in seeds]
+    return Overall(
+        batch_sizes=tuple(c.batch_size for c in comparisons),
+        seeds=tuple(seeds),
+        paired=judge(means, comparisons[0].margin),
     )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def best_of_runs(records: Sequence[RunRecord], arm: str, batch_size: int) -> list[BestOf]:
+    """What ``k`` runs drawn at random from a grid are expected to cost and to find, k = 1 .. all points.
+
+    Mean over the seeds that have finished every point; empty where there is none.
+    """
+    seeds, validation, seconds = _grid_table(records, arm, batch_size)
+    if not seeds:
+        return []
+    return [
+        BestOf(runs=k, device_seconds=k * float(seconds.mean()), validation_accuracy=float(best))
+        for k, best in enumerate(best_of_each(validation).mean(axis=0), start=1)
+    ]
+
+
+def _runs_to_beat(
+    records: Sequence[RunRecord], candidate: str, baseline: str, batch_size: int
+) -> RunsToBeat | None:
+    if not is_grid(records, baseline) or is_grid(records, candidate):
+        return None
+    seeds, validation, _ = _grid_table(records, baseline, batch_size)
+    ours = {r.seed: r.validation_accuracy for r in reported_runs(records, candidate, batch_size)}
+    common = [i for i, s in enumerate(seeds) if s in ours]
+    return runs_to_beat(validation[common], np.array([ours[seeds[i]] for i in common]))
+
+
+def _grid_table(records: Sequence[RunRecord], arm: str, batch_size: int) -> tuple[list[int], Array, Array]:
+    """The seeds that have finished every point of a grid, their validation accuracies and device-seconds,
+    both (seeds, points).
+    """
+    runs = without_repeats(r for r in records if r.arm == arm and r.batch_size == batch_size)
+    at = {(r.seed, r.point): r for r in runs}
+    points = sorted({r.point for r in runs})
+    seeds = sorted(s for s in {r.seed for r in runs} if all((s, p) in at for p in points))
+    shape = (len(seeds), len(points))
+    table = [at[s, p] for s in seeds for p in points]
+    return (
+        seeds,
+        np.array([r.validation_accuracy for r in table]).reshape(shape),
+        np.array([r.device_seconds for r in table]).reshape(shape),
+    )

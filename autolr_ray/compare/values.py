@@ -92,6 +92,8 @@ class ArmSummary:
 
     ``seconds_reported`` and ``seconds_all`` are device-seconds summed over the reported runs and over
     every run of the arm, tuning included; the ``..._per_seed`` fields are per result (module docstring).
+    ``tuning_seconds_per_seed`` is the part of ``seconds_per_seed`` that went into the choice of a learning
+    rate: the other runs of a grid, and what the runs themselves say of it; ``tuning`` names both.
     """
 
     arm: str
@@ -108,6 +110,8 @@ class ArmSummary:
     seconds_all: float
     seconds_reported_per_seed: float
     seconds_per_seed: float
+    tuning_seconds_per_seed: float
+    tuning: str
 
     @property
     def n_seeds(self) -> int:
@@ -116,13 +120,70 @@ class ArmSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class Paired:
+    """Paired differences and what they say. ``interval`` decides: the hull of ``student`` and ``bootstrap``
+    (with fewer than three differences, where nothing is decided, the former).
+    """
+
+    differences: tuple[float, ...]
+    interval: Interval
+    student: Interval
+    bootstrap: Interval
+    margin: float
+    verdict: Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunsToBeat:
+    """How many runs of a grid of ``points``, drawn at random, are expected to beat one run of another arm.
+
+    ``points + 1`` stands for "more than all of them". ``low`` and ``high`` bound it with 95% confidence, None
+    below three seeds.
+    """
+
+    runs: int
+    low: int | None
+    high: int | None
+    points: int
+    seeds: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestOf:
+    """What ``runs`` runs drawn at random from a grid are expected to cost, and the best of them to reach."""
+
+    runs: int
+    device_seconds: float
+    validation_accuracy: float
+
+
+class _Judged:
+    """The parts of ``paired`` that everybody asks for."""
+
+    paired: Paired
+
+    @property
+    def difference(self) -> Interval:
+        """The mean difference and the interval that decides."""
+        return self.paired.interval
+
+    @property
+    def margin(self) -> float:
+        """The difference that counts as none."""
+        return self.paired.margin
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the differences say."""
+        return self.paired.verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(_Judged):
     """Candidate minus baseline in test accuracy at one batch size, paired over the common seeds.
 
-    ``difference`` is the mean with its t-interval, from which the verdict follows; ``bootstrap_low`` and
-    ``bootstrap_high`` (BCa; NaN below five seeds) are there to check it against. ``runs_to_match``: how
-    many grid runs, drawn at random, must be paid until the best of them is expected to reach the
-    candidate's validation accuracy; None where the whole grid does not, or the baseline is no grid.
+    ``runs_to_beat``: what the baseline's grid needs to beat one run of the candidate in validation accuracy;
+    None where the baseline is no grid, the candidate is one, or no common seed has finished the grid.
     """
 
     batch_size: int
@@ -131,9 +192,14 @@ class Comparison:
     seeds: tuple[int, ...]
     candidate_test: float
     baseline_test: float
-    difference: Interval
-    bootstrap_low: float
-    bootstrap_high: float
-    margin: float
-    verdict: Verdict
-    runs_to_match: int | None
+    paired: Paired
+    runs_to_beat: RunsToBeat | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overall(_Judged):
+    """Candidate minus baseline over all batch sizes: each seed's mean difference, paired as ever."""
+
+    batch_sizes: tuple[int, ...]
+    seeds: tuple[int, ...]
+    paired: Paired

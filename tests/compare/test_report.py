@@ -22,7 +22,16 @@ from autolr_ray.train.record import Posterior, RunRecord, Trace
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 OWN_SCRIPTS = 5  # theme, page, charts, explorer and the curves' data
-FIGURES = ["accuracy", "cost", "grid", "learning_rates", "losses", "posterior", "tests"]
+FIGURES = [
+    "accuracy",
+    "cost",
+    "accuracy_against_cost",
+    "grid",
+    "learning_rates",
+    "losses",
+    "posterior",
+    "tests",
+]
 
 
 class Page(HTMLParser):

@@ -12,24 +12,21 @@ from hypothesis import strategies as st
 from scipy import stats
 from synthetic import changed, run, study
 
+from autolr_ray.compare.intervals import bootstrap_interval, decide, hull, judge, t_interval
 from autolr_ray.compare.statistics import (
-    Edge,
-    Interval,
-    Verdict,
     arms_of,
+    best_of_runs,
     compare,
-    decide,
+    compare_overall,
     default_baseline,
     default_candidate,
-    expected_best,
     is_grid,
     reported_runs,
-    runs_to_match,
     summarise,
-    t_interval,
     tune,
     without_repeats,
 )
+from autolr_ray.compare.values import Comparison, Edge, Interval, Verdict
 from autolr_ray.train.record import RunRecord
 
 
@@ -184,19 +181,75 @@ def test_differences_are_paired_over_common_seeds() -> None:
     assert found.difference.mean == pytest.approx(0.02)
     assert found.candidate_test == pytest.approx(0.70)
     assert found.verdict is Verdict.BETTER
-    assert math.isnan(found.bootstrap_low)
+    assert found.paired.differences == pytest.approx((0.02, 0.02, 0.02))
 
 
-def test_bootstrap_from_five_seeds_on() -> None:
-    noise = [0.01, -0.02, 0.0, 0.03, 0.01]
-    records = grid({0.1: [0.7] * 5}) + auto([0.69 + d for d in noise])
-    found = compare(records, "auto", "grid", 64, margin=0.005)
-    assert found is not None
-    assert min(noise) <= found.bootstrap_low < found.difference.mean < found.bootstrap_high <= max(noise)
-    same = compare(grid({0.1: [0.7] * 5}) + auto([0.69] * 5), "auto", "grid", 64, margin=0.005)
-    assert same is not None
-    assert same.bootstrap_low == same.bootstrap_high == pytest.approx(0.0, abs=1e-12)
-    assert same.verdict is Verdict.EQUIVALENT
+@given(st.lists(st.integers(-400, 400), min_size=3, max_size=8))
+def test_both_intervals_must_agree(counts: list[int]) -> None:
+    differences = [c / 20000 for c in counts]
+    found = judge(differences, 0.005)
+    assert found.student == t_interval(differences)
+    for one in (found.student, found.bootstrap):
+        assert found.interval.low <= one.low
+        assert one.high <= found.interval.high
+        if found.verdict is not Verdict.UNDECIDED:  # an interval above zero may lie within the margin as well
+            assert decide(one, 0.005) in (found.verdict, Verdict.EQUIVALENT)
+    assert {found.interval.low, found.interval.high} <= {
+        *(found.student.low, found.student.high, found.bootstrap.low, found.bootstrap.high)
+    }
+    # No mean of resamples leaves the values; up to four of them Student's interval contains them all.
+    assert min(differences) - 1e-15 <= found.bootstrap.low <= found.bootstrap.high <= max(differences) + 1e-15
+    if len(differences) <= 4:
+        assert found.interval.low == pytest.approx(found.student.low, abs=1e-15)
+        assert found.interval.high == pytest.approx(found.student.high, abs=1e-15)
+
+
+def test_a_long_tail_widens_the_interval_by_the_bootstrap() -> None:
+    differences = [0.004, 0.005, 0.005, 0.006, 0.004, 0.005, 0.006, 0.005, 0.004, -0.012]
+    found = judge(differences, 0.0005)
+    assert found.bootstrap.low < found.student.low
+    assert found.interval == Interval(
+        mean=found.student.mean, low=found.bootstrap.low, high=found.student.high
+    )
+
+
+def test_the_bootstrap_is_scipys_and_the_same_every_time() -> None:
+    values = [0.01, -0.02, 0.0, 0.03, 0.01]
+    expected = stats.bootstrap((np.array(values),), np.mean, rng=np.random.default_rng(0)).confidence_interval
+    found = bootstrap_interval(values)
+    assert (found.low, found.high) == (expected.low, expected.high)
+    assert found == bootstrap_interval(values)
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_equal_differences_are_an_interval_of_no_width(seeds: int) -> None:
+    for value, verdict in ((0.0, Verdict.EQUIVALENT), (0.02, Verdict.BETTER), (-0.02, Verdict.WORSE)):
+        found = judge([value] * seeds, 0.005)
+        assert (found.interval.low, found.interval.high) == (value, value)
+        assert found.verdict is verdict
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("seeds", [1, 2, 3, 10])
+def test_a_difference_that_is_no_number_leaves_it_undecided(seeds: int, odd: float) -> None:
+    found = judge([0.02] * (seeds - 1) + [odd], 0.005)
+    assert found.verdict is Verdict.UNDECIDED
+    for one in (found.interval, found.student, found.bootstrap):
+        assert all(map(math.isnan, (one.mean, one.low, one.high)))
+
+
+@pytest.mark.parametrize("seeds", [0, 1, 2])
+def test_fewer_than_three_differences_decide_nothing(seeds: int) -> None:
+    found = judge([0.02] * seeds, 0.005)
+    assert found.verdict is Verdict.UNDECIDED
+    assert math.isnan(found.bootstrap.low)
+    assert math.isnan(found.interval.low) is (seeds < 2)
+
+
+def test_a_hull_with_a_missing_bound_has_none() -> None:
+    whole, half = Interval(mean=1.0, low=0.0, high=2.0), Interval(mean=1.0, low=-1.0, high=math.nan)
+    assert math.isnan(hull(whole, half).low)
+    assert math.isnan(hull(half, whole).high)
 
 
 def test_no_common_seed_no_comparison() -> None:
@@ -251,19 +304,103 @@ def test_the_last_of_repeated_runs_counts() -> None:
     assert without_repeats([again, first]) == [again] == without_repeats([first, again])
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=6), st.data())
-def test_expected_best_is_the_mean_over_all_choices(values: list[float], data: st.DataObject) -> None:
-    k = data.draw(st.integers(1, len(values)))
-    every = [max(choice) for choice in itertools.combinations(values, k)]
-    assert expected_best(values, k) == pytest.approx(sum(every) / len(every), abs=1e-12)
+def several(differences: dict[int, list[float]], seeds: dict[int, list[int]]) -> list[Comparison]:
+    """Comparisons at several batch sizes from their differences."""
+    records = [
+        changed(run(arm, "", size, seed, 0.1, 0.1), test_accuracy=0.7 + (d if arm == "ours" else 0.0))
+        for size, values in differences.items()
+        for seed, d in zip(seeds[size], values, strict=True)
+        for arm in ("ours", "theirs")
+    ]
+    found = [compare(records, "ours", "theirs", size, margin=0.005) for size in differences]
+    return [c for c in found if c is not None]
 
 
-def test_runs_to_match() -> None:
-    assert runs_to_match([0.1, 0.2, 0.3], 0.19) == 1
-    assert runs_to_match([0.1, 0.2, 0.3], 0.25) == 2
-    assert runs_to_match([0.1, 0.2, 0.3], 0.3) == 3
-    assert runs_to_match([0.1, 0.2, 0.3], 0.31) is None
-    assert runs_to_match([math.nan, 0.2], 0.1) == 1
-    assert runs_to_match([], 0.1) is None
-    with pytest.raises(ValueError, match="k = 0"):
-        expected_best([1.0], 0)
+def test_overall_is_the_mean_difference_of_each_seed() -> None:
+    found = compare_overall(
+        several(
+            {64: [0.01, 0.02, 0.03], 512: [0.03, 0.02, 0.01], 4096: [0.01, 0.01, 0.01]},
+            {64: [0, 1, 2], 512: [0, 1, 2], 4096: [0, 1, 2]},
+        )
+    )
+    assert found is not None
+    assert found.batch_sizes == (64, 512, 4096)
+    # Two of the sizes vary, their mean does not: seeds are paired over sizes as well.
+    assert found.paired.differences == pytest.approx([0.05 / 3] * 3)
+    assert found.verdict is Verdict.BETTER
+    assert found.paired == judge(found.paired.differences, 0.005)
+
+
+def test_overall_counts_only_seeds_that_every_batch_size_has() -> None:
+    found = compare_overall(
+        several({64: [0.01, 0.02, 0.03, 0.9], 512: [0.01, 0.02, 0.03]}, {64: [0, 1, 2, 3], 512: [1, 2, 3]})
+    )
+    assert found is not None
+    assert found.seeds == (1, 2, 3)
+    assert found.paired.differences == pytest.approx((0.015, 0.025, 0.465))
+    apart = several({64: [0.01, 0.02], 512: [0.01, 0.02]}, {64: [0, 1], 512: [2, 3]})
+    assert compare_overall(apart) is None
+    assert compare_overall(apart[:1]) is None
+    assert compare_overall([]) is None
+
+
+def test_tuning_inside_a_run_is_part_of_its_cost() -> None:
+    probed = auto([0.5, 0.5], device_seconds=12.0, tuning_seconds=3.0, tuning="range test")
+    found = summarise(probed, "auto", 64)
+    assert found is not None
+    assert (found.seconds_per_seed, found.tuning_seconds_per_seed) == (12.0, 3.0)
+    assert found.tuning == "range test"
+    plain = summarise(auto([0.5, 0.5], device_seconds=7.0), "auto", 64)
+    assert plain is not None
+    assert (plain.tuning_seconds_per_seed, plain.tuning) == (0.0, "")
+    both = summarise(
+        grid({0.1: [0.7, 0.7], 0.2: [0.6, 0.6], 0.3: [0.5, 0.5]}, tuning_seconds=1.0, tuning="probe"),
+        "grid",
+        64,
+    )
+    assert both is not None
+    # Two other runs of 10 s, and one second of the run itself.
+    assert (both.seconds_per_seed, both.tuning_seconds_per_seed) == (30.0, 21.0)
+    assert both.tuning == "2 other runs of the grid, probe"
+
+
+def test_a_run_that_stands_for_two_arms_counts_for_both() -> None:
+    records = grid({0.1: [0.7, 0.8, 0.9], 0.2: [0.5, 0.6, 0.6]})
+    shared = [r.model_copy(update={"arm": "fixed", "point": ""}) for r in records if r.point == "lr=0.1"]
+    assert {r.cell for r in shared} < {r.cell for r in records}
+    both = [*records, *shared]
+    assert len(without_repeats(both)) == len(both)
+    found = compare(both, "fixed", "grid", 64, margin=0.005)
+    assert found is not None
+    assert found.paired.differences == (0.0, 0.0, 0.0)
+    assert found.verdict is Verdict.EQUIVALENT
+    assert (found.candidate.seconds_per_seed, found.baseline.seconds_per_seed) == (10.0, 20.0)
+
+
+def test_best_of_runs_goes_from_one_run_to_the_whole_grid() -> None:
+    records = grid({0.1: [0.7, 0.8], 0.2: [0.9, 0.6], 0.3: [0.5, 0.4]})
+    records = [changed(r, device_seconds=10.0 * (1 + r.seed)) for r in records]
+    curve = best_of_runs(records, "grid", 64)
+    assert [c.runs for c in curve] == [1, 2, 3]
+    assert [c.device_seconds for c in curve] == pytest.approx([15.0, 30.0, 45.0])
+    # Of each seed by itself: means 0.7 and 0.6; best of all three 0.9 and 0.8.
+    assert curve[0].validation_accuracy == pytest.approx(0.65)
+    assert curve[2].validation_accuracy == pytest.approx(0.85)
+    # A seed that lacks a point is no pass over the grid.
+    short = best_of_runs([r for r in records if (r.seed, r.peak_lr) != (1, 0.3)], "grid", 64)
+    assert [c.validation_accuracy for c in short] == pytest.approx([0.7, 2.5 / 3, 0.9])
+    assert best_of_runs([], "grid", 64) == []
+
+
+def test_the_comparison_says_how_many_grid_runs_beat_the_candidate() -> None:
+    records = grid({0.1: [0.70, 0.72, 0.71], 0.2: [0.80, 0.81, 0.82], 0.3: [0.60, 0.61, 0.62]})
+    ours = [changed(r, validation_accuracy=0.75) for r in auto([0.8, 0.8, 0.8, 0.8])]
+    found = compare([*records, *ours], "auto", "grid", 64, margin=0.005)
+    assert found is not None
+    needed = found.runs_to_beat
+    assert needed is not None
+    # One run: 0.71 on average; two: (0.81 + 0.81 + 0.71) / 3.
+    assert (needed.runs, needed.low, needed.high, needed.points, needed.seeds) == (2, 2, 2, 3, 3)
+    swapped = compare([*records, *ours], "grid", "auto", 64, margin=0.005)
+    assert swapped is not None
+    assert swapped.runs_to_beat is None
