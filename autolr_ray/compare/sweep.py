@@ -19,7 +19,7 @@ from autolr_ray.compare.callback import ProgressCallback
 from autolr_ray.compare.cluster import cluster
 from autolr_ray.compare.extend import all_cells
 from autolr_ray.compare.ledger import RunStore
-from autolr_ray.compare.progress import Progress, describe, say
+from autolr_ray.compare.progress import Progress, describe, published, say
 from autolr_ray.compare.study import Cell, Study
 from autolr_ray.train.schedules import LinearWarmupSpec
 from autolr_ray.train.trainer import RunRequest, build_trainer, run_in_process
@@ -59,13 +59,13 @@ def run_sweep(
     store = RunStore(folder / "cells")
     found = store.read_all()
     cells, finished = all_cells(study, found), {record.cell for record in found}
-    progress = Progress(cells, finished)
+    progress = Progress(cells, finished, study=study.name, folder=folder)
     pending = [cell for cell in cells if cell.spec.cell not in finished]
     say(f"{study.name}: {len(cells)} runs, {progress.done} of them finished before")
     if not pending:
         return []
     failures: list[Failure] = []
-    with cluster(address, study.task) as resources:
+    with published(progress), cluster(address, study.task) as resources:
         while pending:
             for workers, group in groupby(pending, key=lambda cell: cell.spec.workers):
                 sweep = _Group(study, list(group), workers, folder, resources)
