@@ -183,8 +183,10 @@ def test_tensorboard_shows_epochs_steps_and_settings(fit):
             assert scalars[f"epoch/{name}", row.step] == pytest.approx(getattr(row, name), rel=1e-6)
     for step, lr in enumerate(seen.record.trace.lr):
         assert scalars["step/lr", step] == pytest.approx(lr, rel=1e-6)
-    results = {tag: value for tag, _, value in events_in(folder / "hparams")}
+    results = {tag: value for tag, _, value in events_in(folder)}
     assert results["result/test_accuracy"] == pytest.approx(seen.record.test_accuracy)
+    assert "_hparams_/session_start_info" in results
+    assert "_hparams_/experiment" not in results  # it would rule over the columns of other runs
     assert settings(seen.request.spec)["schedule.kind"] == "auto_warmup"
 
 
