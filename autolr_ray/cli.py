@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return int(_RUN[options.command](options))
         finally:
             sys.stdout.flush()  # here, where a reader that is gone can still be answered
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Python will flush once more at its end: into nothing, instead of an error that nobody caused.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
