@@ -204,4 +204,8 @@ def board(path: Path, *, port: int, bind_all: bool) -> None:
     with served(path, port=port, bind_all=bind_all) as url:
         print(f"TensorBoard: {url}  (HPARAMS: {url}#hparams; Ctrl-C ends it)", flush=True)
         with suppress(KeyboardInterrupt):
-            threading.Event().wait()
+            _wait()
+
+
+def _wait() -> None:
+    threading.Event().wait()

@@ -95,10 +95,10 @@ class Replayed:
         plain = self.as_dict()
         step = plain["switch_step"]
         end = (
-            f"after step {step:g} of at most {plain['warmup_steps']:g}; the learning rate falls from "
-            f"{plain['peak_lr']:.3g}; lowest loss at step {plain['argmin_step']:.0f}"
+            f"after step {step} of at most {plain['warmup_steps']}; the learning rate falls from "
+            f"{plain['peak_lr']:.3g}; lowest loss at step {plain['argmin_step']}"
             if step is not None
-            else f"not within the {plain['losses_used']} losses; the rise has {plain['warmup_steps']:g} steps"
+            else f"not within the {plain['losses_used']} losses; the rise has {plain['warmup_steps']} steps"
         )
         rise = f"{plain['min_lr']:g} to {plain['max_lr']:.3g}, rule {plain['rule']}"
         lines = [f"{plain['verdict']}: {plain['reason']}", f"warmup ends: {end}", f"rise: {rise}"]
@@ -119,8 +119,8 @@ class Replayed:
         except (OSError, ValueError) as error:
             raise CurveError(f"plot: {path} cannot be written ({error})") from error
 
-    def _step(self, step: float | None) -> float | None:
-        return None if step is None else round(step * self.stride, 6)
+    def _step(self, step: float | None) -> int | None:
+        return None if step is None else round(step * self.stride)
 
 
 def replay(
@@ -143,11 +143,12 @@ def replay(
     Raises:
         CurveError: a value is not allowed, or the recorded learning rates are no exponential rise.
     """
+    for name, value in (("warmup_steps", warmup_steps), ("steps_per_epoch", steps_per_epoch)):
+        if value is not None and value < 1:
+            raise CurveError(f"{name}: {value} is not allowed; it must be an integer >= 1")
     count = len(curve.losses)
     stride = float(curve.steps[-1] - curve.steps[0]) / (count - 1) if count > 1 else 1.0
     whole = warmup_steps or curve.warmup_steps or round(count * stride)
-    if warmup_steps is not None and warmup_steps < 1:
-        raise CurveError(f"warmup_steps: {warmup_steps} is not allowed; it must be an integer >= 1")
     length = max(1, round(whole / stride))
     notes = list(curve.notes)
     if stride > 1.0:
