@@ -77,7 +77,8 @@ def folder(tmp_path: Path) -> Path:
 def state(**changes: Any) -> SweepState:
     values: dict[str, Any] = {
         "study": "mine", "updated_at": datetime.now(UTC), "host": "h", "pid": 7, "total": 12, "done": 5,
-        "failed": (), "running": (), "eta_seconds": 90.0, "dashboard": "http://127.0.0.1:8265", "ended": False,
+        "failed": (), "running": (), "eta_seconds": 90.0, "ended": False,
+        "dashboard": "http://127.0.0.1:8265",
     }  # fmt: skip
     return SweepState.model_validate({**values, **changes})
 
@@ -100,7 +101,8 @@ def test_a_sweep_says_what_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         first, second, third = trials
         for trial in trials:
             callback.on_trial_start(0, [], trial)  # type: ignore[arg-type]
-        callback.on_trial_result(0, [], first, {"epoch": 1, "validation_accuracy": 0.75})  # type: ignore[arg-type]
+        reached = {"epoch": 1, "validation_accuracy": 0.75}
+        callback.on_trial_result(0, [], first, reached)  # type: ignore[arg-type]
         callback.on_trial_complete(0, [], second)  # type: ignore[arg-type]
         callback.on_trial_error(0, [], third)  # type: ignore[arg-type]
         callback.on_step_end(0, [])
