@@ -234,7 +234,10 @@ def _train(request: RunRequest, address: str | None, device: str) -> RunRecord |
     """Train in this process, or on Ray where there are several workers; None where Ray has no room."""
     from autolr_ray.train.single import train
 
-    spec, say = request.spec, lambda line: print(line, flush=True)
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    spec = request.spec
     if spec.workers == 1:
         say(f"{request.name}: {spec.epochs} epochs in this process")
         return train(request, say=say)

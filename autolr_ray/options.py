@@ -33,12 +33,12 @@ class Parser(argparse.ArgumentParser):
         super().error(message)
 
 
-def file_argument(parser: argparse.ArgumentParser, *names: str, **settings: Any) -> None:
+def file_argument(parser: argparse._ActionsContainer, *names: str, **settings: Any) -> None:
     """An argument that shells complete with files and folders."""
     parser.add_argument(*names, **settings).complete = shtab.FILE  # type: ignore[attr-defined]
 
 
-def folder_argument(parser: argparse.ArgumentParser, *names: str, **settings: Any) -> None:
+def folder_argument(parser: argparse._ActionsContainer, *names: str, **settings: Any) -> None:
     """An argument that shells complete with folders."""
     parser.add_argument(*names, **settings).complete = shtab.DIRECTORY  # type: ignore[attr-defined]
 

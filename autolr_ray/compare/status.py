@@ -143,7 +143,8 @@ def _sweep_lines(sweep: SweepState | None) -> list[str]:
             "same command goes on"
         ]
     left = None if sweep.eta_seconds is None else max(0.0, sweep.eta_seconds - sweep.age_seconds)
-    lines = [f"sweeping: {who}, {clock(left)} left, seen {clock(sweep.age_seconds)} ago"]
+    time_left = "no run done yet" if left is None else f"{clock(left)} left"
+    lines = [f"sweeping: {who}, {time_left}, seen {clock(sweep.age_seconds)} ago"]
     if sweep.dashboard:
         lines.append(f"dashboard: {sweep.dashboard}")
     for run in sweep.running:
