@@ -40,6 +40,12 @@ class RemotePath:
         return f"{self._base}/{self._below}".rstrip("/")
 
     @property
+    def parent(self) -> RemotePath:
+        """What it lies in."""
+        above = str(PurePosixPath(self._below).parent)
+        return RemotePath(self._uri, "" if above == "." else above)
+
+    @property
     def name(self) -> str:
         """The last part."""
         return PurePosixPath(self.key).name

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from autolr_ray.cli import main
+from autolr_ray import options
+from autolr_ray.cli import main, make_parser
+from autolr_ray.schedule import DECAYS, RULES
+from autolr_ray.train import OPTIMIZERS, AutoWarmupSpec, LinearWarmupSpec, RunSpec
+from autolr_ray.train.compute import Compute
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "experiments" / "compare.py"
@@ -62,7 +70,7 @@ def test_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["compare"], ["compare", "--study"], ["train"], ["compare", "--x"]]
+    "arguments", [[], ["compare"], ["compare", "--study"], ["replay"], ["compare", "--x"]]
 )
 def test_wrong_options(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -115,3 +123,96 @@ def test_an_object_store_is_refused_as_results(capsys: pytest.CaptureFixture[str
     assert compare("--study", "quick", "--results", "s3://bucket/results") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("results: s3:/bucket/results is not allowed; a folder")
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    (found,) = (a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    return dict(found.choices)
+
+
+def test_every_command_teaches() -> None:
+    """A sentence, what each option is for, and examples that the parser takes."""
+    assert list(commands()) == ["compare", "train", "report", "status", "board", "replay"]
+    for name, parser in commands().items():
+        assert parser.description
+        assert all(action.help for action in parser._actions), name
+        lines = (parser.epilog or "").replace("\\\n", "").splitlines()
+        examples = [line.strip() for line in lines if line.strip().startswith("autolr-ray")]
+        assert len(examples) >= 2, name
+        for example in examples:
+            words = shlex.split(re.split(r" [|>] ", example)[0])[1:]
+            assert make_parser().parse_args(words).command == name
+
+
+def test_help_costs_nothing() -> None:
+    """No command's help waits for torch, Ray or pandas."""
+    code = """
+import contextlib, io, sys
+from autolr_ray.cli import main
+for name in ("compare", "train", "report", "status", "board", "replay", ""):
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as said:
+        main([*name.split(), "--help"])
+    assert "usage: autolr-ray " + name in said.getvalue()
+print(*sorted({"torch", "numpy", "ray", "pandas", "matplotlib", "pydantic"} & set(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.split() == []
+
+
+def test_names_and_defaults_in_the_help_are_those_of_a_run() -> None:
+    names = (options.OPTIMIZERS, options.RULES, options.DECAYS, options.SCHEDULES)
+    kinds = tuple(kind.model_fields["kind"].default for kind in (AutoWarmupSpec, LinearWarmupSpec))
+    assert names == (OPTIMIZERS, tuple(RULES), tuple(DECAYS), kinds)
+    usual: dict[str, Any] = {"precision": Compute().precision}
+    for model in (LinearWarmupSpec, AutoWarmupSpec, RunSpec):
+        usual |= {name: field.default for name, field in model.model_fields.items()}
+    usual |= {"optimizer": usual["optimizer"].name, "schedule": usual["schedule"].kind}
+    said = {
+        action.dest: match[1]
+        for action in commands()["train"]._actions
+        if action.default is None and (match := re.search(r"\(default: (\S+)\)", action.help or ""))
+    }
+    assert len(said) >= 11
+    assert said == {name: str(usual[name]) for name in said}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [(["tran"], "train"), (["train", "--optimizer", "lam"], "lamb"), (["zzz"], None)],
+)
+def test_a_mistyped_name(arguments: list[str], meant: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    told = capsys.readouterr().err
+    assert ("did you mean" in told) == (meant is not None)
+    assert meant is None or f"did you mean {meant!r}?" in told
+
+
+def test_completion(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """What bash is given completes commands, options, choices, and files where one is meant."""
+    with pytest.raises(SystemExit) as caught:
+        main(["--print-completion", "bash"])
+    assert not caught.value.code
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+    (tmp_path / "mine.yaml").touch()
+    for typed, expected in {
+        "autolr-ray re": {"report", "replay"},
+        "autolr-ray train --opt": {"--optimizer"},
+        "autolr-ray train --optimizer adam": {"adamp", "adamw"},
+        "autolr-ray compare --study mi": {"mine.yaml"},
+    }.items():
+        words = typed.split()
+        code = f"""source ./script; COMP_WORDS=({typed}); COMP_CWORD={len(words) - 1}
+            COMP_LINE='{typed}'; COMP_POINT={len(typed)}; _shtab_autolr_ray autolr-ray {words[-1]} {words[-2]}
+            printf '%s ' "${{COMPREPLY[@]}}" """
+        done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=30)
+        assert set(done.stdout.split()) == expected, done.stderr
+
+
+def test_a_reader_that_goes_away() -> None:
+    """``autolr-ray ... | head`` ends in silence, however much it still had to say."""
+    code = f"( sleep 0.5; {sys.executable} -m autolr_ray --print-completion bash; echo $? >&2 ) | true"
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.stderr.split() == ["141"]

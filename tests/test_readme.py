@@ -13,6 +13,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 # Run by CI and by hand: they set up an environment, or need a cluster.
 NOT_HERE = ("make ", "ray up", "ray submit", "ray dashboard", "ray down")
+RUN_HERE = ("python ", "autolr-ray ")
 
 
 def files():
@@ -32,7 +33,7 @@ def commands():
 
 
 def test_every_command_is_known():
-    known = [command for command in commands() if command.startswith(("python ", *NOT_HERE))]
+    known = [command for command in commands() if command.startswith((*RUN_HERE, *NOT_HERE))]
     assert known == commands()
     assert {"make compare", "make test"} <= set(commands())
 
@@ -47,9 +48,11 @@ def workplace(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("python ")])
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith(RUN_HERE)])
 def test_command_runs(command, workplace, ray_tmp):
-    arguments = [sys.executable, *command.split()[1:]]
+    program, *arguments = command.split()
+    # The script autolr-ray is there where the package is installed; the tests do not ask for that.
+    arguments = [sys.executable, *(["-m", "autolr_ray"] if program == "autolr-ray" else []), *arguments]
     done = subprocess.run(
         arguments, cwd=workplace, env=os.environ | {"RAY_TMPDIR": str(ray_tmp)},
         capture_output=True, text=True, timeout=280,

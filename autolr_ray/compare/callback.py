@@ -50,6 +50,8 @@ class ProgressCallback(tune.Callback):  # type: ignore[misc]
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         """Start the clock of a trial."""
         self._started.setdefault(trial.trial_id, time.monotonic())
+        with _harmless():
+            self._progress.reach(self._cell(trial))
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: object
@@ -59,12 +61,15 @@ class ProgressCallback(tune.Callback):  # type: ignore[misc]
             if "validation_accuracy" in result:
                 cell = self._cell(trial)
                 accuracy = float(result["validation_accuracy"])
+                self._progress.reach(cell, int(result["epoch"]), accuracy)
                 self._latest[trial.trial_id] = (
                     f"{describe(cell)}: epoch {result['epoch']}/{cell.spec.epochs}, validation {accuracy:.3f}"
                 )
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: object) -> None:
-        """Give a sign of life where nothing has been printed for a while."""
+        """Give a sign of life: to others in the file, here where nothing has been printed for a while."""
+        with _harmless():
+            self._progress.publish()
         with _harmless():
             quiet = time.monotonic() - self._spoke
             if self._latest and quiet > _HEARTBEAT_SECONDS:

@@ -1,12 +1,11 @@
 """The report of a study, made from run records alone: HTML, Markdown, CSV, figures, a console table.
 
-``python -m autolr_ray.compare.report LEDGER.parquet --out DIR`` rebuilds it from a ledger. A partial
-ledger gives a partial report that says what is missing.
+``autolr-ray report`` writes it again from a ledger. A partial ledger gives a partial report that says what
+is missing.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import html
 import io
@@ -14,14 +13,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from autolr_ray.compare.figures import write_figures
 from autolr_ray.compare.findings import Findings
-from autolr_ray.compare.intervals import check_margin
-from autolr_ray.compare.ledger import read_ledger
 from autolr_ray.compare.page import render_page
 from autolr_ray.compare.values import FailureRow
 from autolr_ray.compare.wording import cost, percent, points, seconds, spread
@@ -163,49 +157,3 @@ def _markdown(f: Findings, study: str) -> str:
         lines.append(line(f"{s.batch_size:,}", s.arm, s.n_seeds, percent(s.test.mean), interval, *tail))
     lines += ["", *(f"- Note: {html.escape(note, quote=False)}" for note in f.notes)]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Rebuild a report from a ledger; prints the console table and where the report lies."""
-    parser = argparse.ArgumentParser(prog="python -m autolr_ray.compare.report", description=main.__doc__)
-    parser.add_argument("ledger", type=Path, help="the sweep's ledger, a Parquet file")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the report")
-    parser.add_argument("--study", help="which study, where the ledger holds several")
-    parser.add_argument("--baseline", help="baseline arm (default: study.yaml's, or the largest grid)")
-    parser.add_argument("--candidate", help="candidate arm (default: study.yaml's, or the first untuned arm)")
-    parser.add_argument("--margin", type=float, help="accuracy difference that counts as none")
-    parser.add_argument("--expected-cells", type=int, help="number of runs of the whole study")
-    options = parser.parse_args(arguments)
-    try:
-        records = read_ledger(options.ledger)
-        study = _study_beside(options.ledger)
-        margin = options.margin if options.margin is not None else study.get("margin", DEFAULT_MARGIN)
-        check_margin(margin)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
-    studies = sorted({r.study for r in records})
-    if options.study is not None:
-        records = [r for r in records if r.study == options.study]
-    elif len(studies) > 1:
-        parser.error(f"the ledger holds several studies; choose one with --study: {', '.join(studies)}")
-    name = options.study or (studies[0] if studies else options.ledger.stem)
-    arms = {
-        "baseline_arm": options.baseline or study.get("baseline"),
-        "candidate_arm": options.candidate or study.get("candidate"),
-    }
-    common = {"margin": margin, "expected_cells": options.expected_cells, **arms}
-    paths = write_report(records, options.out, study_name=name, data_note=study.get("note", ""), **common)
-    print(console_table(records, **common))
-    print(f"\nreport: {paths.html}")
-    return 0
-
-
-def _study_beside(ledger: Path) -> dict[str, Any]:
-    """The study that a sweep left beside its ledger: what was to be compared, and by which margin."""
-    path = ledger.parent / "study.yaml"
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-    return content if isinstance(content, dict) else {}
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -28,12 +28,13 @@ class Rows:
     expected: int
 
 
-def rows_of(study: Study, found: Sequence[RunRecord]) -> Rows:
+def rows_of(study: Study, found: Sequence[RunRecord], *, borrowed: bool = True) -> Rows:
     """The study's rows.
 
     Args:
         study: the study.
         found: finished runs, one a cell; their own labels are those of whoever ran them.
+        borrowed: with the rows of ASHA arms, which are worked out from others' runs; that imports Ray.
     """
     cells = all_cells(study, found)
     by_cell = {record.cell: record for record in found}
@@ -44,9 +45,9 @@ def rows_of(study: Study, found: Sequence[RunRecord]) -> Rows:
     ]
     wanted = {cell.spec.cell for cell in cells}
     return Rows(
-        records=records + asha_records(study, records),
+        records=[*records, *(asha_records(study, records) if borrowed else ())],
         others=[record for record in found if record.cell not in wanted],
-        expected=len(cells) + expected_asha_records(study),
+        expected=len(cells) + (expected_asha_records(study) if borrowed else 0),
     )
 
 

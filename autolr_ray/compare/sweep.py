@@ -20,7 +20,7 @@ from autolr_ray.compare.extend import all_cells
 from autolr_ray.compare.failure_callback import FailureCallback
 from autolr_ray.compare.failures import FailureLog, failure_rows
 from autolr_ray.compare.ledger import RunStore
-from autolr_ray.compare.progress import Progress, describe, say
+from autolr_ray.compare.progress import Progress, describe, published, say
 from autolr_ray.compare.study import Cell, Study
 from autolr_ray.files import remove_tree
 from autolr_ray.remote import Location
@@ -62,7 +62,7 @@ def run_sweep(
     store, log = RunStore(folder / "cells"), FailureLog(folder / "failures")
     found = store.read_all()
     cells, finished = runs_of(all_cells(study, found)), {record.cell for record in found}
-    progress = Progress(cells, finished)
+    progress = Progress(cells, finished, study=study.name, folder=folder)
     say(f"{study.name}: {len(cells)} runs, {progress.done} of them finished before")
     failures = given_up(study, cells, finished, log)
     for failure in failures:
@@ -71,7 +71,7 @@ def run_sweep(
     pending = [cell for cell in cells if cell.spec.cell not in finished | given]
     if not pending:
         return failures
-    with cluster(address, study.task) as resources:
+    with published(progress), cluster(address, study.task) as resources:
         data = shared_splits(study.task, study.model, study.data_dir)
         while pending:
             for workers, group in groupby(pending, key=lambda cell: cell.spec.workers):

@@ -18,14 +18,17 @@ def explain(error: ValidationError) -> str:
     """The error in one line a field: where, what was given, what is allowed."""
     lines = []
     for problem in error.errors():
-        place = ".".join(_keys(problem["loc"])) or "value"
+        place = ".".join(_keys(problem["loc"]))
         message = problem["msg"].removeprefix("Value error, ")
         given = problem["input"]
         said = problem["type"] in ("value_error", "union_tag_invalid", "missing")
         shown = "" if said or isinstance(given, (dict, list)) else f" (given: {given!r})"
         if problem["type"] == "extra_forbidden":
             message, shown = "unknown key", ""
-        lines.append(f"{place}: {message}{shown}")
+        if not place and problem["type"] == "model_type":
+            message, shown = f"a mapping of fields is needed, this is {type(given).__name__}", ""
+        # A check of the whole names the field in its own words.
+        lines.append(f"{place}: {message}{shown}" if place else f"{message}{shown}")
     return "\n".join(lines)
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from autolr_ray.remote import Location
 from autolr_ray.train.checkpoints import Background, CheckpointFolder, State, on_host
 from autolr_ray.train.record import EpochRow, RunRecord, write_record
+from autolr_ray.train.turn import Turn
 
 
 class RunContext(Protocol):
@@ -57,6 +58,7 @@ class LocalContext:
         device: where to train; default: the GPU if there is one.
         keep_checkpoints: how many of the newest stay, >= 1.
         on_report: called with each epoch's row when its state is safe, in the loop's thread.
+        on_turn: called after it where the warmup ended in that epoch.
     """
 
     rank = 0
@@ -70,13 +72,15 @@ class LocalContext:
         device: torch.device | None = None,
         keep_checkpoints: int = 2,
         on_report: Callable[[EpochRow], None] = lambda row: None,
+        on_turn: Callable[[Turn], None] = lambda turn: None,
     ) -> None:
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.checkpoints = CheckpointFolder(checkpoint_dir, keep=keep_checkpoints)
         self._record_dir = record_dir
-        self._on_report = on_report
+        self._on_report, self._on_turn = on_report, on_turn
         self._writing = Background()
         self._row: EpochRow | None = None
+        self._turn: Turn | None = None
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model on the device."""
@@ -95,7 +99,7 @@ class LocalContext:
     def report(self, row: EpochRow, state: State) -> None:
         """Begin to write the state; the row is published when it is safe."""
         self.save(state)
-        self._row = row
+        self._row, self._turn = row, Turn.within(row, state)
 
     def poll(self) -> None:
         """Publish the last row if its state has been written; raises what the writing met."""
@@ -114,6 +118,8 @@ class LocalContext:
 
     def _publish(self) -> None:
         self._writing.wait()
-        row, self._row = self._row, None
+        row, turn, self._row, self._turn = self._row, self._turn, None, None
         if row is not None:
             self._on_report(row)
+        if turn is not None:
+            self._on_turn(turn)

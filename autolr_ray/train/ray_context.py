@@ -20,6 +20,7 @@ from autolr_ray.remote import Location
 from autolr_ray.train.checkpoints import State, read_or_warn, save_state
 from autolr_ray.train.record import EpochRow, RunRecord, write_record
 from autolr_ray.train.spec import RunSpec
+from autolr_ray.train.turn import Turn
 from autolr_ray.train.watch import DashboardMetrics, TensorBoardLog
 
 _FILE = "checkpoint.pt"
@@ -82,8 +83,9 @@ class RayTrainContext:
         self._report({"step": state["step"]}, state)
 
     def report(self, row: EpochRow, state: State) -> None:
-        """Report the row; rank 0 hands the state over as checkpoint."""
-        self._report(row.model_dump(), state)
+        """Report the row, with the turn where the warmup ended in it; rank 0 hands over the state, too."""
+        turn = Turn.within(row, state)
+        self._report(row.model_dump() | ({"turn": turn.model_dump()} if turn else {}), state)
         if self._metrics is not None:
             self._metrics.row(row)
         if self._log is not None:

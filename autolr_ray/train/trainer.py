@@ -20,6 +20,7 @@ from autolr_ray.train.context import LocalContext
 from autolr_ray.train.loop import run
 from autolr_ray.train.record import EpochRow, RunRecord
 from autolr_ray.train.spec import PositiveInt, RunSpec
+from autolr_ray.train.turn import Turn
 
 
 class RunRequest(Config):
@@ -130,7 +131,12 @@ def _set_aside_damage(listing: Location) -> None:
         )
 
 
-def run_in_process(request: RunRequest, *, on_report: Callable[[EpochRow], None]) -> RunRecord:
+def run_in_process(
+    request: RunRequest,
+    *,
+    on_report: Callable[[EpochRow], None],
+    on_turn: Callable[[Turn], None] = lambda turn: None,
+) -> RunRecord:
     """The same run in this process alone, one worker: no trainer, the same loop, the same result."""
     context = LocalContext(
         request.runs_dir / request.name,
@@ -138,6 +144,7 @@ def run_in_process(request: RunRequest, *, on_report: Callable[[EpochRow], None]
         device=torch.device("cuda" if request.use_gpu else "cpu"),
         keep_checkpoints=request.keep_checkpoints,
         on_report=on_report,
+        on_turn=on_turn,
     )
     return run(
         request.spec, context, study=request.study, arm=request.arm, point=request.point,

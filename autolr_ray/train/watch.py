@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from autolr_ray.train.record import EpochRow, RunRecord
 from autolr_ray.train.spec import RunSpec
 
+RESULTS = ("validation_accuracy", "peak_lr", "switch_step", "device_seconds")
 _SHOWN = ("train_loss", "validation_accuracy", "lr")
 
 
@@ -23,7 +26,8 @@ class TensorBoardLog:
     def __init__(self, folder: Path) -> None:
         from tensorboardX import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(folder))
+        # Its flush() leaves behind what its thread has not taken up yet; the thread flushes as often as this.
+        self._writer: Any = SummaryWriter(str(folder), flush_secs=5)
 
     def row(self, row: EpochRow) -> None:
         """One epoch, over optimizer steps."""
@@ -32,15 +36,39 @@ class TensorBoardLog:
         self._writer.flush()
 
     def finish(self, record: RunRecord, spec: RunSpec) -> None:
-        """The loss and learning rate of steps, and the settings beside the results."""
+        """The loss and learning rate of steps, and the settings beside the results; then all is closed."""
+        self.trace(record)
+        self.hparams(settings(spec))
+        self.results(record, (*RESULTS, "test_accuracy"))
+        self.close()
+
+    def trace(self, record: RunRecord) -> None:
+        """Loss and learning rate of steps, as far as the record has them."""
         for step, lr, loss in zip(record.trace.step, record.trace.lr, record.trace.loss, strict=True):
             self._writer.add_scalar("step/lr", lr, step)
             self._writer.add_scalar("step/train_loss", loss, step)
-        results = {
-            f"result/{name}": float(getattr(record, name))
-            for name in ("test_accuracy", "validation_accuracy", "peak_lr", "switch_step", "device_seconds")
-        }
-        self._writer.add_hparams(settings(spec), results, name="hparams")
+        self._writer.flush()
+
+    def hparams(self, values: Mapping[str, bool | float | int | str]) -> None:
+        """This run's line on the HPARAMS page; its columns of results are the run's scalars."""
+        from tensorboardX.summary import hparams
+
+        # Without the summary of an "experiment", which fixes the columns of all runs to those of whichever
+        # run TensorBoard finds first: without any it takes the union.
+        _, start, end = hparams(hparam_dict=dict(values), metric_dict={})
+        self._writer.file_writer.add_summary(start)
+        self._writer.file_writer.add_summary(end)
+        self._writer.flush()
+
+    def results(self, record: RunRecord, names: Iterable[str]) -> None:
+        """Fields of the record as scalars ``result/...`` of its last step; none that is not a number."""
+        for name in names:
+            if math.isfinite(value := float(getattr(record, name))):
+                self._writer.add_scalar(f"result/{name}", value, record.total_steps)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Nothing more comes."""
         self._writer.close()
 
 

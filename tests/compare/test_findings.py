@@ -94,7 +94,7 @@ def test_a_shared_run_is_shown_where_it_may_be(tmp_path: Path) -> None:
     assert told["fixed", ""]
     assert not told["linear_warmup", "lr=0.003 warmup=0.05"]
     page = write_report([*records, *shared], tmp_path, study_name="shared").html.read_text()
-    lost = page.count("not shown")
+    lost = page.count("<td>not shown</td>")
     assert lost == sum(r.arm == "linear_warmup" for r in records) - 3
     assert found.repeats == 0
     gone = [changed(r, cell=r.cell, test_accuracy=math.nan) for r in shared]

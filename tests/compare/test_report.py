@@ -14,8 +14,7 @@ import pytest
 from synthetic import changed, run, study
 
 from autolr_ray.compare.figures import _STYLE, write_figures
-from autolr_ray.compare.ledger import write_ledger
-from autolr_ray.compare.report import console_table, main, write_report
+from autolr_ray.compare.report import console_table, write_report
 from autolr_ray.compare.statistics import reported_runs
 from autolr_ray.compare.values import FailureRow
 from autolr_ray.train.record import Posterior, RunRecord, Trace
@@ -243,32 +242,6 @@ def test_figures_of_one_and_of_five_batch_sizes(tmp_path: Path) -> None:
         some = study(batch_sizes=[2 ** (6 + i) for i in range(n)], seeds=(0,), peaks=(0.01, 0.1))
         written = write_figures(some, tmp_path / str(n), candidate="auto_warmup", baseline="linear_warmup")
         assert [f.name for f in written] == FIGURES
-
-
-def test_rebuilt_from_a_ledger_alone(
-    tmp_path: Path, records: list[RunRecord], capsys: pytest.CaptureFixture[str]
-) -> None:
-    ledger = tmp_path / "ledger.parquet"
-    records = [r for r in records if r.batch_size == 128]
-    write_ledger(records, ledger)
-    assert main([str(ledger), "--out", str(tmp_path / "a"), "--margin", "0.01"]) == 0
-    assert "auto_warmup against linear_warmup" in capsys.readouterr().out
-    write_report(records, tmp_path / "b", study_name="synthetic", margin=0.01)
-    assert texts(tmp_path / "a") == texts(tmp_path / "b")
-
-
-def test_several_studies_need_a_choice(
-    tmp_path: Path, records: list[RunRecord], capsys: pytest.CaptureFixture[str]
-) -> None:
-    ledger = tmp_path / "ledger.parquet"
-    write_ledger([*records, changed(records[0], study="other")], ledger)
-    with pytest.raises(SystemExit):
-        main([str(ledger), "--out", str(tmp_path / "out")])
-    assert "--study: other, synthetic" in capsys.readouterr().err
-    assert main([str(ledger), "--out", str(tmp_path / "out"), "--study", "other"]) == 0
-    for bad in (["none.parquet"], [str(ledger), "--margin", "-1"]):
-        with pytest.raises(SystemExit):
-            main([*bad, "--out", str(tmp_path / "out")])
 
 
 def test_failures_stand_in_the_page_in_an_order_of_their_own(

@@ -18,6 +18,7 @@ import yaml
 
 from autolr_ray.compare.failures import FailureLog
 from autolr_ray.compare.ledger import RunStore, read_ledger
+from autolr_ray.compare.progress import read_state
 from autolr_ray.train.record import RunRecord
 
 SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "compare.py"
@@ -225,6 +226,14 @@ def test_a_whole_sweep(whole: Sweep) -> None:
     assert list(whole.out.rglob("checkpoint*")) == []
 
 
+def test_others_are_told(whole: Sweep) -> None:
+    """``progress.json`` of a sweep that has ended."""
+    state = read_state(whole.out)
+    assert state is not None
+    assert (state.study, state.total, state.done, state.failed) == ("toy", 8, 8, ())
+    assert (state.running, state.ended) == ((), True)
+
+
 def test_a_quiet_console(whole: Sweep) -> None:
     assert whole.complained == ""
     assert len(whole.said.splitlines()) < 60
@@ -248,6 +257,11 @@ def test_a_killed_driver_of_nested_runs(place: Callable[..., Sweep], whole: Swee
     sweep.wait_for(sweep.cells)
     sweep.delay(0.3)
     sweep.wait_for(lambda: sweep.checkpoints("tuned"))  # between two epochs of the second run
+    sweep.wait_for(lambda: (state := read_state(sweep.out)) and any(run.epoch for run in state.running))
+    state = read_state(sweep.out)
+    assert state is not None
+    assert (state.pid, state.done, state.ended) == (process.pid, 1, False)
+    assert (state.running[0].arm, state.running[0].epochs) == ("tuned", 4)
     os.kill(process.pid, signal.SIGKILL)
     assert sweep.finish() == -signal.SIGKILL
     before = sweep.cells()
@@ -321,6 +335,9 @@ def test_cells_that_fail_do_not_stop_the_others(place: Callable[..., Sweep]) -> 
         assert "in failing" in Path(line.rpartition("traceback: ")[2].rstrip(")")).read_text()
     assert sum("it needs 4096 CPUs, the cluster has" in line for line in lines) == 2
     assert "2 of 6 cells finished" in sweep.said
+    state = read_state(sweep.out)
+    assert state is not None
+    assert (len(state.failed), state.done, state.ended) == (4, 2, True)
     assert (sweep.out / "report.html").exists()
 
     # They had their three attempts: the same command leaves them alone, unless told otherwise.

@@ -1,6 +1,7 @@
 """Regret, peak learning rates side by side, and strips: what the page shows beside the findings."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from synthetic import changed, run, study
@@ -78,7 +79,7 @@ def test_peak_rows_set_found_rates_beside_chosen_ones():
 def comparison(interval, margin=0.01):
     records = study((128,), seeds=(0, 1, 2), peaks=(0.01, 0.03))
     found = compare(records, "auto_warmup", "linear_warmup", 128, margin=margin)
-    return type(found)(**(vars(found) | {"difference": interval}))
+    return replace(found, paired=replace(found.paired, interval=interval))
 
 
 def test_a_strip_keeps_proportions_and_cuts_what_leaves_it():

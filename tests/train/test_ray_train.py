@@ -15,6 +15,7 @@ from tensorboardX.proto import event_pb2
 from train_helpers import result, spec_of
 
 from autolr_ray.train import RunRecord
+from autolr_ray.train.single import train
 from autolr_ray.train.trainer import RunRequest, build_trainer, run_in_process
 from autolr_ray.train.watch import settings
 
@@ -183,9 +184,24 @@ def test_tensorboard_shows_epochs_steps_and_settings(fit):
             assert scalars[f"epoch/{name}", row.step] == pytest.approx(getattr(row, name), rel=1e-6)
     for step, lr in enumerate(seen.record.trace.lr):
         assert scalars["step/lr", step] == pytest.approx(lr, rel=1e-6)
-    results = {tag: value for tag, _, value in events_in(folder / "hparams")}
+    results = {tag: value for tag, _, value in events_in(folder)}
     assert results["result/test_accuracy"] == pytest.approx(seen.record.test_accuracy)
+    assert "_hparams_/session_start_info" in results
+    assert "_hparams_/experiment" not in results  # it would rule over the columns of other runs
     assert settings(seen.request.spec)["schedule.kind"] == "auto_warmup"
+
+
+def test_who_waits_for_two_workers_is_told_each_epoch_and_the_turn(watch, tmp_path):
+    """What ``autolr-ray train --workers 2`` prints, though the epochs end in other processes."""
+    said = []
+    record = train(request_of(tmp_path, TWO), say=said.append)
+    epochs = [line for line in said if line.startswith("epoch ")]
+    assert [line.split("  ")[0] for line in epochs] == [f"epoch {n}/{TWO.epochs}" for n in range(1, 9)]
+    (turn,) = (line for line in said if "turned" in line)
+    assert f"after step {record.switch_step}, down from {record.peak_lr:.3g}: the loss has passed" in turn
+    assert not (tmp_path / "runs" / request_of(tmp_path, TWO).name).exists()
+    for file in watch.glob("rates-*"):
+        file.unlink()
 
 
 def test_two_workers_do_what_one_does(fit, in_process):

@@ -24,6 +24,13 @@ def refusal(**changes):
 # --- what is refused ---
 
 
+def test_an_error_of_the_whole_reads_like_one_of_a_field():
+    assert refusal(workers=3).startswith("batch_size: 64 is not allowed; it must be divisible")
+    with pytest.raises(ValidationError) as caught:
+        RunSpec.model_validate([1, 2])
+    assert explain(caught.value) == "a mapping of fields is needed, this is list"
+
+
 def test_a_batch_must_divide_among_workers_and_micro_batches():
     message = refusal(workers=3, accumulation_steps=2)
     assert "batch_size: 64 is not allowed" in message
