@@ -25,7 +25,8 @@ SCRIPT = ROOT / "experiments" / "compare.py"
 @pytest.fixture(autouse=True)
 def _nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     """No run, no Ray: these commands end before."""
-    monkeypatch.setattr("autolr_ray.cli._compare", lambda *arguments: pytest.fail("a sweep was started"))
+    started = "autolr_ray.compare.command.compare"
+    monkeypatch.setattr(started, lambda *arguments, **more: pytest.fail("a sweep was started"))
 
 
 def compare(*arguments: object) -> int:
@@ -114,7 +115,7 @@ def test_interrupted_before_the_first_run(
     def interrupted(*arguments: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("autolr_ray.cli._compare", interrupted)
+    monkeypatch.setattr("autolr_ray.compare.command.compare", interrupted)
     assert compare("--study", "quick", "--results", tmp_path) == 130
     assert "the same command goes on from here" in capsys.readouterr().err
 

@@ -68,8 +68,9 @@ def compare(study: Study, folder: Location, *, address: str | None, retry_failed
 def listing(study: Study) -> list[str]:
     """A line for each run and label."""
     return [
-        f"{cell.spec.cell}  {cell.arm:20s} {cell.point:28s} batch {cell.spec.batch_size}  seed {cell.spec.seed}"
+        f"{spec.cell}  {cell.arm:20s} {cell.point:28s} batch {spec.batch_size}  seed {spec.seed}"
         for cell in study.cells()
+        for spec in (cell.spec,)
     ]
 
 

@@ -150,7 +150,8 @@ def test_cells_in_words_and_in_plain_values() -> None:
 
 
 def test_how_many_run_at_once() -> None:
-    assert max_concurrent({"CPU": 2.0}, workers=4, use_gpu=False) == 1
-    assert max_concurrent({"CPU": 9.0}, workers=2, use_gpu=False, limit=3) == 3
-    assert max_concurrent({"CPU": 64.0, "GPU": 8.0}, workers=2, use_gpu=True) == 4
-    assert max_concurrent({}, workers=1, use_gpu=True, limit=5) == 1
+    cpu, gpu = {"CPU": 1.0}, {"CPU": 1.0, "GPU": 1.0}
+    assert max_concurrent({"CPU": 2.0}, workers=4, per_worker=cpu) == 1
+    assert max_concurrent({"CPU": 9.0}, workers=2, per_worker=cpu, limit=3) == 3
+    assert max_concurrent({"CPU": 64.0, "GPU": 8.0}, workers=2, per_worker=gpu) == 4
+    assert max_concurrent({}, workers=1, per_worker=gpu, limit=5) == 1
