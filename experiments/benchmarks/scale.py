@@ -2,13 +2,14 @@
 
     OMP_NUM_THREADS=1 python experiments/benchmarks/scale.py --json [--cells 125 250 500 1000]
 
-Each run takes two optimizer steps of a tiny network, so that what is measured is everything around a run: Tune, the
-checkpoint and the record, progress, ledger and report. For each number of cells one whole
-``experiments/compare.py``, from launch to exit, and then the same command once more, with nothing left to run.
+Each run takes two optimizer steps of a tiny network, so that what is measured is everything around a run:
+Tune, the checkpoint and the record, progress, ledger and report. For each number of cells one whole
+``experiments/compare.py``, from launch to exit, and then the same command again, with nothing left to run.
 
-One JSON line each: ``{"cells", "wall_seconds", "seconds_per_cell", "driver_peak_megabytes", "again_seconds",
-"ledger_megabytes", "report_megabytes"}``; the driver's memory is its own peak, without its workers. A last line fits
-``seconds ~ cells ** exponent`` and the same for memory: an exponent of at most 1 is linear growth at most.
+One JSON line each: ``{"cells", "wall_seconds", "seconds_per_cell", "driver_peak_megabytes",
+"again_seconds", "ledger_megabytes", "report_megabytes"}``; the driver's memory is its own peak, without its
+workers. A last line fits ``seconds ~ cells ** exponent``, and the same for memory and size: an exponent of at
+most 1 is linear growth at most.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def data(data_dir):
 
 task = Task(name="nothing", data=data, model=lambda: nn.Linear(4, 2))
 """
-# Runs the command in this process, and leaves the peak of its own memory (ru_maxrss, in KiB on Linux) in a file.
+# Runs the command in this process, and leaves its peak memory (ru_maxrss, in KiB on Linux) in a file.
 DRIVER = """
 import resource, runpy, sys
 
