@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,9 @@ _SAID_OTHERWISE = (
     "Experiment has been interrupted",
     "Trials did not complete",
 )
+# How long a sweep waits for machines that are still to join, and how often it says so. Those of a cluster of
+# one's own come one after the other: after the first, none may come for so long before the sweep starts.
+_PATIENCE_SECONDS, _SAY_SECONDS, _SETTLE_SECONDS = 900.0, 30.0, 6.0
 _NOISY_LOGGERS = ("ray._private.authentication.authentication_token_setup", "ray.tune.tune")
 
 
@@ -49,17 +53,23 @@ class ClusterError(RuntimeError):
 
 
 @contextmanager
-def cluster(address: str | None, task: str) -> Iterator[dict[str, float]]:
+def cluster(
+    address: str | None, task: str, need: Mapping[str, float] | None = None
+) -> Iterator[dict[str, float]]:
     """Be connected to Ray inside the block; yields what the cluster has, or can grow to, of each resource.
+
+    A cluster that was joined is given a quarter of an hour to have what the largest run needs: its machines
+    may still be starting.
 
     Args:
         address: the cluster; None: the one this machine is part of, or a new local one, which ends with the
             block.
         task: a user's own task is sent to the workers of a cluster. On a new local one they find it by
             themselves, in the directories of this process.
+        need: what the largest run needs, of each resource.
 
     Raises:
-        ClusterError: there is no cluster at ``address``.
+        ClusterError: there is no cluster at ``address``, or no machine has joined it in time.
     """
     if ray.is_initialized():
         yield most_resources()
@@ -70,9 +80,10 @@ def cluster(address: str | None, task: str) -> Iterator[dict[str, float]]:
     logging.getLogger("ray").setLevel(logging.WARNING)
     for name in _NOISY_LOGGERS:
         logging.getLogger(name).addFilter(_is_news)
+    joins = _joins(address)
     context = _connect(address, task)
     try:
-        resources = most_resources()
+        resources = _wait_for(need or {}) if joins else most_resources()
         found = ", ".join(f"{resources.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
         dashboard = getattr(context, "dashboard_url", None)
         where = f", dashboard at http://{dashboard}" if dashboard else ""
@@ -93,6 +104,41 @@ def most_resources() -> dict[str, float]:
         most = {}
     for kind, amount in most.items():
         resources[kind] = max(resources.get(kind, 0.0), float(amount))
+    return resources
+
+
+def _wait_for(need: Mapping[str, float]) -> dict[str, float]:
+    """What there is, or can be, once that is enough, or once patience has ended and there is something.
+
+    Raises:
+        ClusterError: there is nothing to run on.
+    """
+    resources = most_resources()
+    began, spoke, room = time.monotonic(), -math.inf, sum(resources.get(kind, 0.0) for kind in need)
+    changed = -math.inf  # no need to settle where everything was there
+    while True:
+        now = time.monotonic()
+        lacking = [kind for kind, amount in need.items() if resources.get(kind, 0.0) < amount]
+        waited = now - began
+        if (not lacking and now - changed >= _SETTLE_SECONDS) or waited >= _PATIENCE_SECONDS:
+            break
+        if lacking and now - spoke >= _SAY_SECONDS:
+            spoke = now
+            wanted = " and ".join(f"{need[kind]:g} {kind}s" for kind in lacking)
+            there = " and ".join(f"{resources.get(kind, 0):g}" for kind in lacking)
+            say(
+                f"waiting for machines to join: the largest run needs {wanted}, the cluster has {there}; "
+                f"{clock(waited)} of at most {clock(_PATIENCE_SECONDS)}, `ray status` shows who is on the way"
+            )
+        time.sleep(0.5)
+        resources = most_resources()
+        if (seen := sum(resources.get(kind, 0.0) for kind in need)) != room:
+            room, changed = seen, time.monotonic()
+    if lacking and not resources.get("CPU"):
+        raise ClusterError(
+            f"address: no machine with a CPU to run on joined the cluster within {clock(_PATIENCE_SECONDS)}; "
+            "`ray status` on the head shows why, finished runs are kept"
+        )
     return resources
 
 

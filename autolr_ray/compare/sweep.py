@@ -65,7 +65,8 @@ def run_sweep(
     if not pending:
         return []
     failures: list[Failure] = []
-    with cluster(address, study.task) as resources:
+    largest = {"CPU": float(_WORKER_CPUS * max(cell.spec.workers for cell in pending))}
+    with cluster(address, study.task, largest) as resources:
         while pending:
             for workers, group in groupby(pending, key=lambda cell: cell.spec.workers):
                 sweep = _Group(study, list(group), workers, folder, resources)
