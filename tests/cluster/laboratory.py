@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 ENVIRONMENT = Path(sys.prefix)
 HOME = "/root"
 SHARED = "/shared"
-_NETWORK = "10.77.0"
+NETWORK = "10.77.0"
 _TOOLS = ("ip", "nsenter", "rsync", "setpriv", "ssh", "ssh-keygen", "sshd", "unshare")
 
 # The first process of the namespace that all hosts live in: ending it ends everything.
@@ -37,7 +37,7 @@ mount -t tmpfs -o mode=755 run /run
 mkdir "$1/shared" /run/netns
 touch /run/netns/hub && mount --bind /proc/self/ns/net /run/netns/hub
 ip link set lo up
-ip link add hub type bridge && ip address add {_NETWORK}.1/24 dev hub && ip link set hub up
+ip link add hub type bridge && ip address add {NETWORK}.1/24 dev hub && ip link set hub up
 ssh-keygen -q -t ed25519 -N "" -f "$1/key"
 echo ready
 exec sleep infinity
@@ -140,7 +140,7 @@ class Laboratory:
     def boot(self, name: str, number: int) -> Host:
         """Start a host, or start it again after its end: with its disk, without processes and ``/tmp``."""
         self._boots += 1
-        address = f"{_NETWORK}.{number}"
+        address = f"{NETWORK}.{number}"
         base = Path(sys.base_prefix)
         kept = [str(p) for p in dict.fromkeys((ENVIRONMENT, base, REPOSITORY)) if _is_covered(p)]
         command = ["unshare", "--pid", "--net", "--mount", "--uts", "--ipc", "--fork", "--kill-child"]
@@ -164,7 +164,7 @@ class Host:
         enter = ["nsenter", "--target", str(self.pid), "--all", "--root", f"--wd=/proc/{self.pid}/root{HOME}"]
         return [*enter, "env", "-i", f"HOME={HOME}", "TERM=dumb", "USER=root", "bash", "-lc", script]
 
-    def run(self, script: str, *, timeout: float = 60, check: bool = True) -> str:
+    def run(self, script: str, *, timeout: float = 120, check: bool = True) -> str:
         """Run a script and wait; what it wrote, both streams together.
 
         Raises:
@@ -207,6 +207,15 @@ class Host:
         """End the host at once, with everything on it."""
         os.kill(self.pid, signal.SIGKILL)
         self._process.wait(timeout=30)
+
+
+def furnish(laptop: Host, launcher_file: str) -> None:
+    """Give a host what a user has on a laptop: Ray, a key, a token, the launcher file (``~/own.yaml``)."""
+    path = f"{ENVIRONMENT}/bin:/usr/sbin:$PATH"
+    laptop.write(f"{HOME}/.profile", f"export PATH={path} RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0\n")
+    laptop.write(f"{HOME}/.ssh/id_ed25519", laptop.read("/etc/ssh/laboratory_key"), 0o600)
+    laptop.write(f"{HOME}/own.yaml", launcher_file)
+    laptop.run("(umask 077; ray get-auth-token --generate)")
 
 
 def wait_for(what: str, condition: Callable[[], object], seconds: float, every: float = 0.5) -> None:

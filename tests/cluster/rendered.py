@@ -9,6 +9,7 @@ import yaml
 from laboratory import ENVIRONMENT, REPOSITORY
 
 ON_PREMISE = REPOSITORY / "experiments" / "cluster" / "on_premise.yaml"
+PRODUCTION = REPOSITORY / "cluster.yaml"
 
 # Two cores carry all hosts: little memory each, and a lost host is noticed soon.
 _LIGHT = "--object-store-memory=80000000"
@@ -30,6 +31,35 @@ def on_premise(head: str, workers: list[str]) -> str:
     config["worker_start_ray_commands"] = [
         _light(c, "--num-cpus=1") for c in config["worker_start_ray_commands"]
     ]
+    return yaml.safe_dump(config, sort_keys=False)
+
+
+def production(head: str, workers: list[str]) -> str:
+    """``cluster.yaml`` with the laboratory in place of AWS and images; a worker has one CPU, no GPU."""
+    config: dict[str, Any] = yaml.safe_load(PRODUCTION.read_text())
+    config["provider"] = {
+        "type": "external",
+        "module": "laboratory_provider.LaboratoryProvider",
+        "head_ip": head,
+        "worker_ips": workers,
+        "head_type": config["head_node_type"],
+    }
+    config["auth"] = {"ssh_user": "root", "ssh_private_key": "~/.ssh/id_ed25519"}
+    del config["docker"]
+    for node_type in config["available_node_types"].values():
+        node_type["node_config"] = {}
+        if node_type["resources"].get("GPU"):
+            node_type["resources"] = {"CPU": 1}
+    config["idle_timeout_minutes"] = 0.2
+    variables = f"export PATH={ENVIRONMENT}/bin:$PATH RAY_AUTH_MODE=token"
+    image = f"ln -sfn {ENVIRONMENT} ~/.autolr_ray; echo '{variables}' > ~/.bashrc"
+    config["setup_commands"] = [image, *(_without_index(command) for command in config["setup_commands"])]
+    config["head_setup_commands"] = []
+    provider = "PYTHONPATH=$HOME/autolr_ray/tests/cluster"
+    config["head_start_ray_commands"] = [
+        _light(c).replace("ray start", f"{provider} ray start") for c in config["head_start_ray_commands"]
+    ]
+    config["worker_start_ray_commands"] = [_light(c) for c in config["worker_start_ray_commands"]]
     return yaml.safe_dump(config, sort_keys=False)
 
 

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import pytest
 from laboratory import (
-    ENVIRONMENT,
     HOME,
+    NETWORK,
     REPOSITORY,
     SHARED,
     Host,
     Laboratory,
     LaboratoryError,
+    furnish,
     wait_for,
     why_not,
 )
@@ -29,7 +30,7 @@ from rendered import on_premise
 
 from autolr_ray.compare.ledger import read_ledger
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 _STUDY = Path(__file__).parent / "study"
 _NUMBERS = {"laptop": 10, "head": 11, "worker1": 12, "worker2": 13}
@@ -49,7 +50,7 @@ class Story:
     def boot(self, name: str) -> Host:
         return self.laboratory.boot(name, _NUMBERS[name])
 
-    def ray(self, script: str, *, timeout: float = 100, check: bool = True) -> str:
+    def ray(self, script: str, *, timeout: float = 240, check: bool = True) -> str:
         """Run a command in the repository's folder on the laptop."""
         return self.laptop.run(f"cd {REPOSITORY}; {script}", timeout=timeout, check=check)
 
@@ -71,30 +72,17 @@ def story() -> Iterator[Story]:
     try:
         with Laboratory(folder) as laboratory:
             story = Story(laboratory, Path(tempfile.mkdtemp(prefix="out-", dir="/tmp")))
-            _furnish(story.laptop)
+            addresses = {name: f"{NETWORK}.{number}" for name, number in _NUMBERS.items()}
+            workers = [addresses["worker1"], addresses["worker2"]]
+            furnish(story.laptop, on_premise(addresses["head"], workers))
+            for path in filter(Path.is_file, _STUDY.iterdir()):
+                story.laptop.write(f"{HOME}/mine/{path.name}", path.read_text())
             yield story
             shutil.rmtree(story.output)
     except LaboratoryError as error:
         pytest.skip(f"no host can be made here: {error}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _furnish(laptop: Host) -> None:
-    """What a user has on the laptop: Ray, the key, the token, the launcher file, a study and its task."""
-    laptop.write(
-        f"{HOME}/.profile",
-        f"export PATH={ENVIRONMENT}/bin:/usr/sbin:$PATH RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0\n",
-    )
-    laptop.write(f"{HOME}/.ssh/id_ed25519", laptop.read("/etc/ssh/laboratory_key"), 0o600)
-    addresses = {name: f"10.77.0.{number}" for name, number in _NUMBERS.items()}
-    laptop.write(
-        f"{HOME}/own.yaml", on_premise(addresses["head"], [addresses["worker1"], addresses["worker2"]])
-    )
-    for path in _STUDY.iterdir():
-        if path.is_file():
-            laptop.write(f"{HOME}/mine/{path.name}", path.read_text())
-    laptop.run("(umask 077; ray get-auth-token --generate)")
 
 
 def test_up_comes_before_its_workers(story: Story) -> None:
@@ -110,14 +98,14 @@ def test_doors_are_locked(story: Story) -> None:
     assert "Failed to connect" in story.laptop.run(f"{outside} http://{address}:8265/", check=False)
     assert story.laptop.run(f"{outside} http://{address}:52365/").endswith("401")  # the machine's agent
     joins = (f"ray.init('{address}:6379')", f"ray.util.connect('{address}:10001', connection_retries=1)")
-    script = "env HOME=/tmp RAY_AUTH_MODE=disabled timeout 50 python -c 'import ray; {}'; echo exit $?"
+    script = "env HOME=/tmp RAY_AUTH_MODE=disabled timeout 100 python -c 'import ray; {}'; echo exit $?"
     logs = [story.output / f"join{n}.log" for n in range(len(joins))]
     attempts = [
         story.laptop.start(script.format(join.replace("'", '"')), log)
         for join, log in zip(joins, logs, strict=True)
     ]
     for attempt, log in zip(attempts, logs, strict=True):
-        attempt.wait(timeout=60)
+        attempt.wait(timeout=120)
         refused = log.read_text()
         assert refused.endswith("exit 1\n"), refused
         assert "ConnectionError" in refused
@@ -147,8 +135,8 @@ def test_a_job_outlives_its_terminal_and_waits_for_machines(story: Story) -> Non
     said = story.laptop.run(f"{_TUNNELLED}; {submit}{_COMPARE.format(study='own_study.yaml')}")
     assert "submitted successfully" in said
     follower = story.laptop.start(f"{_TUNNELLED}; ray job logs --follow own", story.output / "follow.log")
-    wait_for("said what it waits for", lambda: "waiting for machines" in _logs(story), 60)
-    assert "the largest run needs 2 CPUs, the cluster has 0; " in _logs(story)
+    waiting = "waiting for machines to join: the largest run needs 2 CPUs, the cluster has 0; "
+    wait_for("said what it waits for", lambda: waiting in _log(story), 120)
 
     for pid in story.laptop.processes("ray job logs") | story.laptop.processes("ray dashboard"):
         story.laptop.run(f"kill -9 {pid}", check=False)
@@ -158,15 +146,14 @@ def test_a_job_outlives_its_terminal_and_waits_for_machines(story: Story) -> Non
         story.boot(worker)
     _dashboard(story)
     assert re.search(r"submission_id='own'.*RUNNING", story.laptop.run(f"{_TUNNELLED}; ray job list"))
-    wait_for("a run finished", story.finished, 150)
+    wait_for("a run finished", story.finished, 300)
 
 
 def test_the_same_command_goes_on_after_a_killed_driver_and_a_lost_machine(story: Story) -> None:
     drivers = story.head.processes("autolr-ray compare")
     assert drivers
     story.head.run(f"kill -9 {' '.join(map(str, drivers))}")
-    status = f"{_TUNNELLED}; ray job status own"
-    wait_for("known as failed", lambda: "Job 'own' failed" in story.laptop.run(status, check=False), 40)
+    wait_for("known as failed", lambda: '"status": "FAILED"' in _api(story, "api/jobs/own"), 120)
     finished = story.finished()
     assert 1 <= len(finished) < 4
 
@@ -177,15 +164,14 @@ def test_the_same_command_goes_on_after_a_killed_driver_and_a_lost_machine(story
     log = story.output / "submit.log"
     client = story.laptop.start(f"cd {REPOSITORY}; {submit}{study}", log)
     try:
-        wait_for("two epochs on two machines", lambda: story.checkpoints("*-b100-*") >= 2, 150, every=0.2)
+        wait_for("two epochs on two machines", lambda: story.checkpoints("*-b100-*") >= 2, 300, every=0.2)
         worker1, worker2 = (story.laboratory.hosts[name] for name in ("worker1", "worker2"))
         assert worker1.processes("RayTrainWorker")
         assert worker2.processes("RayTrainWorker")
         worker2.kill()
-        missed = ". ~/.bashrc; ray status | grep -c '/1.0 CPU'"
-        wait_for("missed", lambda: story.head.run(missed, check=False) == "1\n", 60, every=1)
+        wait_for("missed", lambda: '"DEAD"' in _api(story, "nodes?view=summary"), 120)
         story.boot("worker2")
-        client.wait(timeout=200)
+        client.wait(timeout=400)
     finally:
         client.send_signal(signal.SIGKILL)
     said = log.read_text(errors="replace")
@@ -228,8 +214,16 @@ def _dashboard(story: Story) -> None:
     """Open the tunnel, as a user does in a second terminal."""
     story.laptop.start(f"cd {REPOSITORY}; ray dashboard ~/own.yaml", story.output / "tunnel.log")
     there = "curl -s -o /dev/null -m 5 http://127.0.0.1:8265/; echo $?"
-    wait_for("tunnelled", lambda: story.laptop.run(there).endswith("0\n"), 40)
+    wait_for("tunnelled", lambda: story.laptop.run(there).endswith("0\n"), 90)
 
 
-def _logs(story: Story) -> str:
-    return story.laptop.run(f"{_TUNNELLED}; ray job logs own", check=False)
+def _api(story: Story, path: str) -> str:
+    """What the dashboard says; cheaper to ask again and again than ``ray job status``, which imports Ray."""
+    token = '-H "Authorization: Bearer $(cat ~/.ray/auth_token)"'
+    return story.laptop.run(f"curl -s -m 10 {token} 'http://127.0.0.1:8265/{path}'", check=False)
+
+
+def _log(story: Story) -> str:
+    """What the job has said so far, from its file on the head."""
+    sessions = Path(f"/proc/{story.head.pid}/root/tmp/ray").glob("session_2*")
+    return "".join(log.read_text() for s in sessions for log in s.glob("logs/job-driver-own.log"))
