@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.autoscaler.sdk import request_resources
 
 from autolr_ray.compare.progress import clock, say
 
@@ -116,12 +117,17 @@ def _wait_for(need: Mapping[str, float]) -> dict[str, float]:
     resources = most_resources()
     began, spoke, room = time.monotonic(), -math.inf, sum(resources.get(kind, 0.0) for kind in need)
     changed = -math.inf  # no need to settle where everything was there
+    asked = False
     while True:
         now = time.monotonic()
         lacking = [kind for kind, amount in need.items() if resources.get(kind, 0.0) < amount]
         waited = now - began
         if (not lacking and now - changed >= _SETTLE_SECONDS) or waited >= _PATIENCE_SECONDS:
             break
+        if lacking and not asked:
+            # A cluster that grows by itself grows for those who ask.
+            asked = True
+            request_resources(bundles=[{"CPU": 1.0}] * math.ceil(need.get("CPU", 0.0)))
         if lacking and now - spoke >= _SAY_SECONDS:
             spoke = now
             wanted = " and ".join(f"{need[kind]:g} {kind}s" for kind in lacking)
@@ -134,6 +140,8 @@ def _wait_for(need: Mapping[str, float]) -> dict[str, float]:
         resources = most_resources()
         if (seen := sum(resources.get(kind, 0.0) for kind in need)) != room:
             room, changed = seen, time.monotonic()
+    if asked:
+        request_resources(bundles=[])  # from here on the runs ask for themselves
     if lacking and not resources.get("CPU"):
         raise ClusterError(
             f"address: no machine with a CPU to run on joined the cluster within {clock(_PATIENCE_SECONDS)}; "

@@ -50,6 +50,8 @@ def production(head: str, workers: list[str]) -> str:
         node_type["node_config"] = {}
         if node_type["resources"].get("GPU"):
             node_type["resources"] = {"CPU": 1}
+    # Ray fills these in for the providers that it knows.
+    config |= {"cluster_synced_files": [], "file_mounts_sync_continuously": False, "rsync_filter": []}
     config["idle_timeout_minutes"] = 0.2
     variables = f"export PATH={ENVIRONMENT}/bin:$PATH RAY_AUTH_MODE=token"
     image = f"ln -sfn {ENVIRONMENT} ~/.autolr_ray; echo '{variables}' > ~/.bashrc"

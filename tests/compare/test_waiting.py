@@ -13,6 +13,10 @@ class _Cluster:
 
     def __init__(self, cpus: dict[float, float]) -> None:
         self.now, self._cpus = 0.0, cpus
+        self.requests: list[int] = []
+
+    def request(self, *, bundles: list[dict[str, float]]) -> None:
+        self.requests.append(len(bundles))
 
     def monotonic(self) -> float:
         return self.now
@@ -34,6 +38,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Install:
         fake = _Cluster(cpus)
         monkeypatch.setattr(cluster_module, "time", fake)
         monkeypatch.setattr(cluster_module, "most_resources", fake.resources)
+        monkeypatch.setattr(cluster_module, "request_resources", fake.request)
         return fake
 
     return use
@@ -45,6 +50,7 @@ def test_nothing_is_waited_for_where_all_is_there(
     fake = install({0: 2.0})
     assert _wait_for({"CPU": 2.0}) == {"CPU": 2.0}
     assert fake.now == 0
+    assert fake.requests == []
     assert capsys.readouterr().out == ""
 
 
@@ -54,6 +60,7 @@ def test_it_waits_says_so_and_lets_a_second_machine_come(
     fake = install({40: 2.0, 44: 4.0})
     assert _wait_for({"CPU": 2.0}) == {"CPU": 4.0}
     assert 50 <= fake.now < 55
+    assert fake.requests == [2, 0], "an autoscaler is asked for machines, and no longer once they are there"
     first, second = capsys.readouterr().out.splitlines()
     assert "needs 2 CPUs, the cluster has 0; 0 s of at most 15 min" in first
     assert "30 s of at most 15 min" in second
