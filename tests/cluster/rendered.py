@@ -52,7 +52,7 @@ def production(head: str, workers: list[str]) -> str:
             node_type["resources"] = {"CPU": 1}
     # Ray fills these in for the providers that it knows.
     config |= {"cluster_synced_files": [], "file_mounts_sync_continuously": False, "rsync_filter": []}
-    config["idle_timeout_minutes"] = 0.2
+    config["idle_timeout_minutes"] = 0.8  # longer than a run takes to start
     variables = f"export PATH={ENVIRONMENT}/bin:$PATH RAY_AUTH_MODE=token"
     image = f"ln -sfn {ENVIRONMENT} ~/.autolr_ray; echo '{variables}' > ~/.bashrc"
     config["setup_commands"] = [image, *(_without_index(command) for command in config["setup_commands"])]
@@ -61,7 +61,11 @@ def production(head: str, workers: list[str]) -> str:
     config["head_start_ray_commands"] = [
         _light(c).replace("ray start", f"{provider} ray start") for c in config["head_start_ray_commands"]
     ]
-    config["worker_start_ray_commands"] = [_light(c) for c in config["worker_start_ray_commands"]]
+    # AWS's names lead to the machines' addresses; a laboratory host's own name leads to 127.0.1.1.
+    config["worker_start_ray_commands"] = [
+        _light(c).replace("ray start", "GLOO_SOCKET_IFNAME=eth0 ray start")
+        for c in config["worker_start_ray_commands"]
+    ]
     return yaml.safe_dump(config, sort_keys=False)
 
 
