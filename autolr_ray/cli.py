@@ -163,7 +163,7 @@ def _train(request: RunRequest, address: str | None, device: str) -> RunRecord |
     from autolr_ray.compare.cluster import ClusterError, cluster
 
     try:
-        with cluster(address, spec.task) as resources:
+        with cluster(address, spec.own_names) as resources:
             use_gpu = device == "gpu" or (device == "auto" and resources.get("GPU", 0) > 0)
             kind = "GPU" if use_gpu else "CPU"
             if resources.get(kind, 0) < spec.workers:

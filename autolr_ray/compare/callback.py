@@ -39,7 +39,7 @@ class ProgressCallback(tune.Callback):  # type: ignore[misc]
         self._waiting = waiting
         self._started: dict[str, float] = {}
         self._latest: dict[str, str] = {}
-        self._spoke = time.monotonic()
+        self._began = self._spoke = time.monotonic()
         self.settled: set[str] = set()
         """Cells that ended, well or not; the others of an ended sweep were interrupted."""
 
@@ -75,15 +75,19 @@ class ProgressCallback(tune.Callback):  # type: ignore[misc]
             if self._latest and quiet > _HEARTBEAT_SECONDS:
                 self._say("      running  " + "; ".join(self._latest.values()))
             elif quiet > _PATIENCE_SECONDS:
-                going = len(self._started) - len(self.settled)
-                self._say(f"      {going} starting" if going > 0 else f"      {self._waiting}")
+                since = clock(time.monotonic() - min(self._started.values(), default=self._began))
+                self._say(
+                    f"      {len(self._started)} starting for {since}; `ray status` shows what is free"
+                    if self._started
+                    else f"      {self._waiting} (waiting for {since})"
+                )
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         """Print the finished run and the time left."""
         with _harmless():
             cell = self._cell(trial)
             self.settled.add(cell.spec.cell)
-            seconds = time.monotonic() - self._started.get(trial.trial_id, time.monotonic())
+            seconds = time.monotonic() - self._started.pop(trial.trial_id, time.monotonic())
             latest = self._latest.pop(trial.trial_id, "").rpartition(", ")[2]
             self._progress.finish(cell, seconds)
             self._report(cell, "  ".join(part for part in (latest, clock(seconds)) if part))
@@ -94,6 +98,7 @@ class ProgressCallback(tune.Callback):  # type: ignore[misc]
         with _harmless():
             cell = self._cell(trial)
             self.settled.add(cell.spec.cell)
+            self._started.pop(trial.trial_id, None)
             self._latest.pop(trial.trial_id, None)
             self._progress.drop(cell)
             self._report(cell, "FAILED")

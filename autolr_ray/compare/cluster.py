@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.autoscaler.sdk import request_resources
 
 from autolr_ray.compare.progress import clock, say
 
@@ -41,6 +43,9 @@ _SAID_OTHERWISE = (
     "Experiment has been interrupted",
     "Trials did not complete",
 )
+# How long a sweep waits for machines that are still to join, and how often it says so. Those of a cluster of
+# one's own come one after the other: after the first, none may come for so long before the sweep starts.
+_PATIENCE_SECONDS, _SAY_SECONDS, _SETTLE_SECONDS = 900.0, 30.0, 6.0
 _NOISY_LOGGERS = ("ray._private.authentication.authentication_token_setup", "ray.tune.tune")
 
 
@@ -49,17 +54,23 @@ class ClusterError(RuntimeError):
 
 
 @contextmanager
-def cluster(address: str | None, task: str) -> Iterator[dict[str, float]]:
+def cluster(
+    address: str | None, names: Sequence[str], need: Mapping[str, float] | None = None
+) -> Iterator[dict[str, float]]:
     """Be connected to Ray inside the block; yields what the cluster has, or can grow to, of each resource.
+
+    A cluster that was joined is given a quarter of an hour to have what the largest run needs: its machines
+    may still be starting.
 
     Args:
         address: the cluster; None: the one this machine is part of, or a new local one, which ends with the
             block.
-        task: a user's own task is sent to the workers of a cluster. On a new local one they find it by
-            themselves, in the directories of this process.
+        names: a user's own task and arms, as ``package.module:attribute``: their code is sent to the workers
+            of a cluster. On a new local one they find it by themselves, in the directories of this process.
+        need: what the largest run needs, of each resource.
 
     Raises:
-        ClusterError: there is no cluster at ``address``.
+        ClusterError: there is no cluster at ``address``, or no machine has joined it in time.
     """
     if ray.is_initialized():
         yield most_resources()
@@ -70,9 +81,10 @@ def cluster(address: str | None, task: str) -> Iterator[dict[str, float]]:
     logging.getLogger("ray").setLevel(logging.WARNING)
     for name in _NOISY_LOGGERS:
         logging.getLogger(name).addFilter(_is_news)
-    context = _connect(address, task)
+    joins = _joins(address)
+    context = _connect(address, names)
     try:
-        resources = most_resources()
+        resources = _wait_for(need or {}) if joins else most_resources()
         found = ", ".join(f"{resources.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
         dashboard = getattr(context, "dashboard_url", None)
         where = f", dashboard at http://{dashboard}" if dashboard else ""
@@ -96,14 +108,56 @@ def most_resources() -> dict[str, float]:
     return resources
 
 
-def _connect(address: str | None, task: str) -> Any:
+def _wait_for(need: Mapping[str, float]) -> dict[str, float]:
+    """What there is, or can be, once that is enough, or once patience has ended and there is something.
+
+    Raises:
+        ClusterError: there is nothing to run on.
+    """
+    resources = most_resources()
+    began, spoke, room = time.monotonic(), -math.inf, sum(resources.get(kind, 0.0) for kind in need)
+    changed = -math.inf  # no need to settle where everything was there
+    asked = False
+    while True:
+        now = time.monotonic()
+        lacking = [kind for kind, amount in need.items() if resources.get(kind, 0.0) < amount]
+        waited = now - began
+        if (not lacking and now - changed >= _SETTLE_SECONDS) or waited >= _PATIENCE_SECONDS:
+            break
+        if lacking and not asked:
+            # A cluster that grows by itself grows for those who ask.
+            asked = True
+            request_resources(bundles=[{"CPU": 1.0}] * math.ceil(need.get("CPU", 0.0)))
+        if lacking and now - spoke >= _SAY_SECONDS:
+            spoke = now
+            wanted = " and ".join(f"{need[kind]:g} {kind}s" for kind in lacking)
+            there = " and ".join(f"{resources.get(kind, 0):g}" for kind in lacking)
+            say(
+                f"waiting for machines to join: the largest run needs {wanted}, the cluster has {there}; "
+                f"{clock(waited)} of at most {clock(_PATIENCE_SECONDS)}, `ray status` shows who is on the way"
+            )
+        time.sleep(0.5)
+        resources = most_resources()
+        if (seen := sum(resources.get(kind, 0.0) for kind in need)) != room:
+            room, changed = seen, time.monotonic()
+    if asked:
+        request_resources(bundles=[])  # from here on the runs ask for themselves
+    if lacking and not resources.get("CPU"):
+        raise ClusterError(
+            f"address: no machine with a CPU to run on joined the cluster within {clock(_PATIENCE_SECONDS)}; "
+            "`ray status` on the head shows why, finished runs are kept"
+        )
+    return resources
+
+
+def _connect(address: str | None, names: Sequence[str]) -> Any:
     """Join a cluster, else start a local one; Ray's context."""
     given = _job_runtime_env()
     variables = {key: os.environ[key] for key in _ENVIRONMENT if key not in given.get("env_vars", {})}
     environment: dict[str, Any] = {"env_vars": variables}
-    module = _own_module(task) if _joins(address) else None
-    if module is not None and not given.keys() & {"py_modules", "working_dir"}:
-        environment["py_modules"] = [str(module)]
+    modules = sorted({str(path) for name in names if (path := _own_module(name)) is not None})
+    if modules and _joins(address) and not given.keys() & {"py_modules", "working_dir"}:
+        environment["py_modules"] = modules
     try:
         # Never "auto": that joins any Ray on this machine, another user's sweep for one.
         return ray.init(
@@ -136,11 +190,11 @@ def _job_runtime_env() -> dict[str, Any]:
         return {}
 
 
-def _own_module(task: str) -> Path | None:
-    """The file, or the package's folder, of a user's task, unless it is installed like a library."""
-    name = task.partition(":")[0].partition(".")[0]
-    origin = getattr(sys.modules.get(name), "__file__", None)
-    if ":" not in task or origin is None:
+def _own_module(name: str) -> Path | None:
+    """The file, or the package's folder, behind a user's name, unless it is installed like a library."""
+    top = name.partition(":")[0].partition(".")[0]
+    origin = getattr(sys.modules.get(top), "__file__", None)
+    if origin is None:
         return None
     path = Path(origin).resolve()
     libraries = {Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib", "stdlib")}

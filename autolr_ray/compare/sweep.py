@@ -71,7 +71,9 @@ def run_sweep(
     pending = [cell for cell in cells if cell.spec.cell not in finished | given]
     if not pending:
         return failures
-    with published(progress), cluster(address, study.task) as resources:
+    largest = {"CPU": float(max(cell.spec.workers for cell in pending))}
+    names = sorted({name for cell in pending for name in cell.spec.own_names})
+    with published(progress), cluster(address, names, largest) as resources:
         data = shared_splits(study.task, study.model, study.data_dir)
         while pending:
             for workers, group in groupby(pending, key=lambda cell: cell.spec.workers):

@@ -101,7 +101,8 @@ def measure(cells: int, folder: Path) -> dict[str, Any]:
 
 def exponent(rows: list[dict[str, Any]], name: str) -> float:
     """The slope of log ``name`` against log cells."""
-    return float(np.polyfit(*(np.log([row[key] for row in rows]) for key in ("cells", name)), 1)[0])
+    cells, values = (np.log([float(row[key]) for row in rows]) for key in ("cells", name))
+    return float(np.polyfit(cells, values, 1)[0])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -112,11 +112,11 @@ def test_waiting_is_explained(passing: Clock, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out == ""
     passing.now += 40
     callback.on_step_end(0, [])
-    assert "no GPU is free" in capsys.readouterr().out
+    assert "no GPU is free (waiting for 1 min 10 s)" in capsys.readouterr().out
     callback.on_trial_start(0, [], trial(CELLS[0]))
     passing.now += 70
     callback.on_step_end(0, [])
-    assert "1 starting" in capsys.readouterr().out
+    assert "1 starting for 1 min 10 s" in capsys.readouterr().out
 
 
 def test_it_never_raises(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
