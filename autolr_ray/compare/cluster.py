@@ -81,10 +81,10 @@ def cluster(
     logging.getLogger("ray").setLevel(logging.WARNING)
     for name in _NOISY_LOGGERS:
         logging.getLogger(name).addFilter(_is_news)
-    joins = _joins(address)
+    joined = joins(address)
     context = _connect(address, names)
     try:
-        resources = _wait_for(need or {}) if joins else most_resources()
+        resources = _wait_for(need or {}) if joined else most_resources()
         found = ", ".join(f"{resources.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
         dashboard = getattr(context, "dashboard_url", None)
         where = f", dashboard at http://{dashboard}" if dashboard else ""
@@ -156,7 +156,7 @@ def _connect(address: str | None, names: Sequence[str]) -> Any:
     variables = {key: os.environ[key] for key in _ENVIRONMENT if key not in given.get("env_vars", {})}
     environment: dict[str, Any] = {"env_vars": variables}
     modules = sorted({str(path) for name in names if (path := _own_module(name)) is not None})
-    if modules and _joins(address) and not given.keys() & {"py_modules", "working_dir"}:
+    if modules and joins(address) and not given.keys() & {"py_modules", "working_dir"}:
         environment["py_modules"] = modules
     try:
         # Never "auto": that joins any Ray on this machine, another user's sweep for one.
@@ -175,8 +175,8 @@ def _connect(address: str | None, names: Sequence[str]) -> Any:
         raise ClusterError(f"address: no Ray cluster can be used at {asked!r} ({reason})") from error
 
 
-def _joins(address: str | None) -> bool:
-    """Whether ``ray.init`` will join a cluster that is up: the rules it has for an address of None."""
+def joins(address: str | None) -> bool:
+    """Whether :func:`cluster` will join one that is up: the rules that Ray has for an address of None."""
     current = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
     return bool(address or os.environ.get("RAY_ADDRESS")) or current.exists()
 

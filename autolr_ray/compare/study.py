@@ -55,7 +55,8 @@ class Resources(Config):
         launcher: "train" makes every run a Ray Train ``TorchTrainer``; "trial" runs one-worker cells
             in Tune's own processes, with the same loop and the same result at a tenth of the start-up;
             "auto" does that for cells of one worker.
-        max_concurrent: runs at the same time; None: as many as the cluster has room for.
+        max_concurrent: runs at the same time; None: as many as there is room for when the sweep starts. On a
+            cluster that grows by itself, it grows for as many as this.
         gpus_per_worker: below 1, several small runs share a GPU.
         max_attempts: lives of a run that may end in an error before it is given up, over all sweeps into
             the same folder.

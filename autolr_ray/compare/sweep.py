@@ -15,7 +15,7 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from autolr_ray.compare.callback import ProgressCallback
-from autolr_ray.compare.cluster import cluster
+from autolr_ray.compare.cluster import cluster, joins
 from autolr_ray.compare.extend import all_cells
 from autolr_ray.compare.failure_callback import FailureCallback
 from autolr_ray.compare.failures import FailureLog, failure_rows
@@ -73,11 +73,12 @@ def run_sweep(
         return failures
     largest = {"CPU": float(max(cell.spec.workers for cell in pending))}
     names = sorted({name for cell in pending for name in cell.spec.own_names})
+    may_grow = joins(address)
     with published(progress), cluster(address, names, largest) as resources:
         data = shared_splits(study.task, study.model, study.data_dir)
         while pending:
             for workers, group in groupby(pending, key=lambda cell: cell.spec.workers):
-                sweep = _Group(study, list(group), workers, folder, resources, data)
+                sweep = _Group(study, list(group), workers, folder, resources, data, may_grow=may_grow)
                 failures += sweep.run(progress, store, log, on_finished)
             known = {cell.spec.cell for cell in cells}
             cells = runs_of(all_cells(study, store.read_all()))
@@ -119,6 +120,8 @@ class _Group:
         folder: Location,
         resources: dict[str, float],
         data: SharedData | None,
+        *,
+        may_grow: bool = False,
     ) -> None:
         self.cells = {cell.spec.cell: cell for cell in cells}
         self.workers, self.resources, self.data = workers, resources, data
@@ -136,8 +139,10 @@ class _Group:
             for name, cell in self.cells.items()
         }  # fmt: skip
         self.worker_resources = next(iter(self.requests.values())).worker_resources
-        self.concurrency = max_concurrent(
-            resources, workers, self.worker_resources, study.resources.max_concurrent
+        limit = study.resources.max_concurrent
+        # What waits for room is what makes a cluster grow; Ray does not say how far it can.
+        self.concurrency = (
+            limit if limit and may_grow else max_concurrent(resources, workers, self.worker_resources, limit)
         )
 
     def run(

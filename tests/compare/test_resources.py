@@ -45,6 +45,15 @@ def test_two_workers_of_a_run_can_share_a_gpu_and_one_run_cannot_have_more_than_
     assert group(2, {"device": "cpu"}, ONE_GPU).concurrency == 8
 
 
+def test_a_cluster_grows_for_as_many_runs_as_the_study_allows() -> None:
+    study = Study.model_validate({**STUDY, "resources": {"max_concurrent": 8, "device": "gpu"}})
+    cells = [cell for cell in study.cells() if cell.spec.workers == 1]
+    small = {"CPU": 4.0, "GPU": 1.0}
+    assert _Group(study, cells, 1, Path("results"), small, None).concurrency == 1
+    assert _Group(study, cells, 1, Path("results"), small, None, may_grow=True).concurrency == 8
+    assert group(1, {}, {"CPU": 16.0}).concurrency == 16
+
+
 @pytest.mark.parametrize("share", [0, 1.5, -1])
 def test_a_share_that_is_none_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match="gpus_per_worker"):
