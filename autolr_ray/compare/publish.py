@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,19 +80,18 @@ class Publisher:
         self._study, self._folder, self._interval = study, folder, interval
         self._store = RunStore(folder / "cells")
         self._next = time.monotonic() + interval
-        self._thread: threading.Thread | None = None
+        # One thread for all writings: each new one would keep memory of its own for what it drew.
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="autolr-publish")
+        self._writing: Future[None] | None = None
 
     def touch(self) -> None:
         """A run has finished: publish if it is time. Returns at once."""
-        if time.monotonic() < self._next or (self._thread is not None and self._thread.is_alive()):
-            return
-        self._thread = threading.Thread(target=self._write, name="autolr-publish", daemon=True)
-        self._thread.start()
+        if time.monotonic() >= self._next and (self._writing is None or self._writing.done()):
+            self._writing = self._executor.submit(self._write)
 
     def close(self) -> None:
         """Wait for a writing that is under way."""
-        if self._thread is not None:
-            self._thread.join()
+        self._executor.shutdown(wait=True)
 
     def _write(self) -> None:
         began = time.monotonic()

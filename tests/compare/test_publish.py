@@ -1,5 +1,7 @@
 """From finished cells to ledger and report: labels are the study's, and a report can be made again."""
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -115,3 +117,23 @@ def test_a_run_that_ends_while_the_ledger_is_written_is_in_it(published, monkeyp
     assert len(publish(study, folder).rows.records) == len(records) + 1
     assert calls == [len(records), len(records) + 1]
     assert len(read_ledger(folder / "ledger.parquet")) == len(records) + 1
+
+
+def test_writings_in_the_background_share_a_thread_and_one_that_fails_is_dropped(published, monkeypatch):
+    folder, _, _ = published
+    threads, study = [], Study.model_validate(STUDY)
+
+    def write(*arguments):
+        threads.append(threading.get_ident())
+        raise OSError("no space")
+
+    monkeypatch.setattr(publishing, "publish", write)
+    publisher = publishing.Publisher(study, folder, interval=0.0)
+    deadline = time.monotonic() + 30
+    while len(threads) < 3 and time.monotonic() < deadline:
+        publisher.touch()
+        time.sleep(0.01)
+    publisher.close()
+    assert len(threads) >= 3
+    assert len(set(threads)) == 1
+    assert threads[0] != threading.get_ident()
