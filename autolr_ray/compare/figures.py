@@ -27,6 +27,8 @@ from autolr_ray.compare.statistics import is_grid, tune
 from autolr_ray.files import write_atomically
 from autolr_ray.train.record import RunRecord
 
+# An arm that far below the best, in points of accuracy, is named at the foot of the picture.
+_FAR_POINTS = 20.0
 _STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 11,
@@ -86,19 +88,23 @@ def accuracy(scene: Scene) -> Figure | None:
     axes = figure.add_subplot()
     sizes, arms = scene.batch_sizes, [a for a in scene.arms if any(s.arm == a for s in summaries)]
     seeds: list[float] = []
-    bounds: list[float] = []
+    bounds: list[tuple[float, float]] = []
+    means: list[tuple[float, float, str]] = []
     wide = min(1.0, 4 / len(arms))
     for i, arm in enumerate(arms):
         shift = min(0.84, 0.17 * len(arms)) * ((i + 0.5) / len(arms) - 0.5)
         own = [s for s in summaries if s.arm == arm]
         x = [sizes.index(s.batch_size) + shift for s in own]
         y = np.array([100 * s.test.mean for s in own])
-        half = np.array([100 * (s.test.high - s.test.mean) for s in own])
+        low = np.array([100 * (s.test.mean - s.test.low) for s in own])
+        high = np.array([100 * (s.test.high - s.test.mean) for s in own])
         colour = scene.colour(arm)
         if wide == 1.0:  # more lines would cross all the other arms' intervals
             axes.plot(x, y, color=colour, ls=scene.line(arm), lw=1, alpha=0.4, zorder=1)
         shape, label = scene.shape(arm), arm_label(scene, arm)
-        axes.errorbar(x, y, half, fmt=shape, color=colour, ms=7, lw=2, capsize=wide * 5, label=label)
+        axes.errorbar(
+            x, y, np.stack([low, high]), fmt=shape, color=colour, ms=7, lw=2, capsize=wide * 5, label=label
+        )
         for place, s in zip(x, own, strict=True):
             values = [100 * r.test_accuracy for r in scene.shown(arm, s.batch_size)]
             axes.plot(
@@ -111,14 +117,23 @@ def accuracy(scene: Scene) -> Figure | None:
                 alpha=0.6,
             )
             seeds += [v for v in values if math.isfinite(v)]
-        bounds += [v for m, h in zip(y, half, strict=True) for v in (m - h, m + h) if math.isfinite(v)]
+        ends_of = zip((*y, *y), (*(y - low), *(y + high)), strict=True)
+        bounds += [(mean, end) for mean, end in ends_of if math.isfinite(end)]
+        means += [(place, mean, colour) for place, mean in zip(x, y, strict=True) if math.isfinite(mean)]
     if seeds:
-        # Two seeds can give an interval of a hundred points; it may leave the picture, the seeds may not.
-        room = max(2.0, 1.5 * (max(seeds) - min(seeds)))
-        bottom = max(min([*seeds, *bounds]), min(seeds) - room)
-        top = min(max([*seeds, *bounds]), max(seeds) + room)
+        # Two seeds can give an interval of a hundred points; it may leave the picture, the seeds may not,
+        # unless an arm failed: then the others would be a line at the top.
+        near = [v for v in seeds if v >= max(seeds) - _FAR_POINTS]
+        ends = [*near, *(bound for mean, bound in bounds if mean >= min(near))]
+        room = max(2.0, 1.5 * (max(near) - min(near)))
+        bottom, top = max(min(ends), min(near) - room), min(max(ends), max(near) + room)
         pad = 0.06 * (top - bottom) + 0.1
         axes.set_ylim(bottom - pad, min(100.5, top + pad))
+        for place, mean, colour in means:
+            if mean < bottom - pad:
+                at: Any = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center", "fontsize": 8}
+                axes.plot(place, bottom - 0.5 * pad, **mark(colour, "v", 7))
+                axes.annotate(f"{mean:.0f} %", (place, bottom - 0.5 * pad), color=colour, **at)
     axes.set_xticks(range(len(sizes)), [f"{s:,}" for s in sizes])
     axes.set_xlim(-0.5, len(sizes) - 0.5)
     for i in range(1, len(sizes), 2):
@@ -197,7 +212,8 @@ _GALLERY: tuple[tuple[Callable[[Scene], Figure | None], str, str], ...] = (
         accuracy,
         "Accuracy by batch size",
         "Mean over seeds with its 95 % interval; the short dashes are single seeds. Of a tuned arm only the "
-        "point chosen on validation accuracy is drawn.",
+        "point chosen on validation accuracy is drawn. A triangle at the foot, with its mean: more than 20 "
+        "points below the best.",
     ),
     (
         cost,

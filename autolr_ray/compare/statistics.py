@@ -20,6 +20,7 @@ from autolr_ray.compare.values import (
     Comparison,
     Edge,
     GridPoint,
+    Interval,
     Overall,
     RunsToBeat,
     Tuning,
@@ -117,6 +118,14 @@ def reported_runs(records: Sequence[RunRecord], arm: str, batch_size: int) -> li
     return sorted((r for r in at if r.point == point), key=lambda r: r.seed)
 
 
+def _of_accuracies(values: Sequence[float]) -> Interval:
+    """Their mean and interval; what lies beyond 0 and 1, where no accuracy can, is cut off."""
+    found = t_interval(values)
+    if math.isnan(found.low) or not 0.0 <= found.mean <= 1.0:  # a score of the user's own may leave them
+        return found
+    return Interval(mean=found.mean, low=max(found.low, 0.0), high=min(found.high, 1.0))
+
+
 def summarise(records: Sequence[RunRecord], arm: str, batch_size: int) -> ArmSummary | None:
     """One arm at one batch size, None where it has no run to report."""
     reported = reported_runs(records, arm, batch_size)
@@ -138,8 +147,8 @@ def summarise(records: Sequence[RunRecord], arm: str, batch_size: int) -> ArmSum
         batch_size=batch_size,
         point=reported[0].point,
         seeds=tuple(r.seed for r in reported),
-        validation=t_interval([r.validation_accuracy for r in reported]),
-        test=t_interval([r.test_accuracy for r in reported]),
+        validation=_of_accuracies([r.validation_accuracy for r in reported]),
+        test=_of_accuracies([r.test_accuracy for r in reported]),
         peak_lrs=tuple(r.peak_lr for r in reported),
         switch_steps=tuple(r.switch_step for r in reported),
         runs_all=len(paid),
