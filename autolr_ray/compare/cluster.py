@@ -81,10 +81,9 @@ def cluster(
     logging.getLogger("ray").setLevel(logging.WARNING)
     for name in _NOISY_LOGGERS:
         logging.getLogger(name).addFilter(_is_news)
-    joins = _joins(address)
     context = _connect(address, task)
     try:
-        resources = _wait_for(need or {}) if joins else most_resources()
+        resources = most_resources() if _is_ours() else _wait_for(need or {})
         found = ", ".join(f"{resources.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
         dashboard = getattr(context, "dashboard_url", None)
         where = f", dashboard at http://{dashboard}" if dashboard else ""
@@ -179,6 +178,13 @@ def _joins(address: str | None) -> bool:
     """Whether ``ray.init`` will join a cluster that is up: the rules it has for an address of None."""
     current = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
     return bool(address or os.environ.get("RAY_ADDRESS")) or current.exists()
+
+
+def _is_ours() -> bool:
+    """Whether this process started the Ray that it is connected to: nobody will join that one."""
+    from ray._private import worker  # the file that `_joins` looks for may be left over from a killed cluster
+
+    return worker._global_node is not None and bool(worker._global_node.is_head())
 
 
 def _job_runtime_env() -> dict[str, Any]:
