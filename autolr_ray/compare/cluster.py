@@ -81,10 +81,9 @@ def cluster(
     logging.getLogger("ray").setLevel(logging.WARNING)
     for name in _NOISY_LOGGERS:
         logging.getLogger(name).addFilter(_is_news)
-    joined = joins(address)
     context = _connect(address, names)
     try:
-        resources = _wait_for(need or {}) if joined else most_resources()
+        resources = most_resources() if is_ours() else _wait_for(need or {})
         found = ", ".join(f"{resources.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
         dashboard = getattr(context, "dashboard_url", None)
         where = f", dashboard at http://{dashboard}" if dashboard else ""
@@ -156,7 +155,7 @@ def _connect(address: str | None, names: Sequence[str]) -> Any:
     variables = {key: os.environ[key] for key in _ENVIRONMENT if key not in given.get("env_vars", {})}
     environment: dict[str, Any] = {"env_vars": variables}
     modules = sorted({str(path) for name in names if (path := _own_module(name)) is not None})
-    if modules and joins(address) and not given.keys() & {"py_modules", "working_dir"}:
+    if modules and _joins(address) and not given.keys() & {"py_modules", "working_dir"}:
         environment["py_modules"] = modules
     try:
         # Never "auto": that joins any Ray on this machine, another user's sweep for one.
@@ -175,10 +174,17 @@ def _connect(address: str | None, names: Sequence[str]) -> Any:
         raise ClusterError(f"address: no Ray cluster can be used at {asked!r} ({reason})") from error
 
 
-def joins(address: str | None) -> bool:
+def _joins(address: str | None) -> bool:
     """Whether :func:`cluster` will join one that is up: the rules that Ray has for an address of None."""
     current = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
     return bool(address or os.environ.get("RAY_ADDRESS")) or current.exists()
+
+
+def is_ours() -> bool:
+    """Whether this process started the Ray that it is connected to: nobody will join that one."""
+    from ray._private import worker  # the file that `_joins` looks for may be left over from a killed cluster
+
+    return worker._global_node is not None and bool(worker._global_node.is_head())
 
 
 def _job_runtime_env() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from autolr_ray.compare.callback import ProgressCallback
-from autolr_ray.compare.cluster import cluster, joins
+from autolr_ray.compare.cluster import cluster, is_ours
 from autolr_ray.compare.extend import all_cells
 from autolr_ray.compare.failure_callback import FailureCallback
 from autolr_ray.compare.failures import FailureLog, failure_rows
@@ -73,12 +73,11 @@ def run_sweep(
         return failures
     largest = {"CPU": float(max(cell.spec.workers for cell in pending))}
     names = sorted({name for cell in pending for name in cell.spec.own_names})
-    may_grow = joins(address)
     with published(progress), cluster(address, names, largest) as resources:
         data = shared_splits(study.task, study.model, study.data_dir)
         while pending:
             for workers, group in groupby(pending, key=lambda cell: cell.spec.workers):
-                sweep = _Group(study, list(group), workers, folder, resources, data, may_grow=may_grow)
+                sweep = _Group(study, list(group), workers, folder, resources, data, may_grow=not is_ours())
                 failures += sweep.run(progress, store, log, on_finished)
             known = {cell.spec.cell for cell in cells}
             cells = runs_of(all_cells(study, store.read_all()))
