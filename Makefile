@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compare test lint lock clean
+.PHONY: help setup compare test cluster lint lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1 | /p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-16s%s\n", $$1, $$2}'
@@ -31,8 +31,12 @@ setup: $(STAMP)  ## make the virtual environment and install the package in it (
 compare: $(STAMP)  ## run experiments/studies/STUDY.yaml and write its report to RESULTS
 	$(BIN)/python experiments/compare.py --study experiments/studies/$(STUDY).yaml --results $(RESULTS)
 
-test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+test: $(STAMP)  ## run the tests, all but those of the laboratory
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not cluster' $(PYTEST_ARGS)
+
+# Hosts made of network namespaces, with ssh and Ray on each: minutes, alone on the machine, as root.
+cluster: $(STAMP)  ## run the laboratory's tests: ray up, submit, lost machines, ray down (Debian: openssh-server rsync iproute2)
+	$(BIN)/python -m pytest -m cluster tests/cluster $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## check style and types
 	$(BIN)/ruff check .
