@@ -1,8 +1,9 @@
-"""Put the results of the committed quick study into README.md, between its two marks.
+"""Put the results of the committed studies into README.md, between its two marks.
 
     python experiments/readme_results.py [--print]
 
-Reads ``experiments/results/quick/summary.md`` and its figures, which ``experiments/compare.py`` wrote.
+Reads ``summary.md`` in ``experiments/results/quick`` and ``experiments/results/fashion_mnist``, and the figures,
+which ``experiments/compare.py`` wrote.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = ROOT / "experiments" / "results" / "quick"
+LARGER = ROOT / "experiments" / "results" / "fashion_mnist"
 MARKS = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", flags=re.DOTALL)
 
 
@@ -23,11 +25,15 @@ def section() -> str:
     # The first table is the verdict; the rest is for the report.
     table = summary[summary.index("\n|") + 1 :].split("\n\n")[0].rstrip()
     headline = summary.split("\n\n")[1]
+    larger = LARGER.relative_to(ROOT).as_posix()
+    its_headline = (LARGER / "summary.md").read_text(encoding="utf-8").split("\n\n")[1]
     return (
         f"![AutoWarmup turns by itself]({folder}/figures/learning_rates.png)\n\n"
         f"{headline}\n\n{table}\n\n"
         f"`make compare` on two CPU cores wrote these figures: [summary]({folder}/summary.md), "
-        f"[report]({folder}/report.html). Seeds, versions and hardware are in it.\n"
+        f"[report]({folder}/report.html). Seeds, versions and hardware are in it.\n\n"
+        f"Three batch sizes, three seeds, a grid of ten and six rivals ([{LARGER.name}]({larger}/summary.md), "
+        f"[report]({larger}/report.html)): {its_headline}\n"
     )
 
 
