@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,10 @@ class TensorBoardLog:
         from tensorboardX import SummaryWriter
 
         # Its flush() leaves behind what its thread has not taken up yet; the thread flushes as often as this.
-        self._writer: Any = SummaryWriter(str(folder), flush_secs=5)
+        # A file's name has the second in it: without more, one opened again in that second would be overwritten.
+        self._writer: Any = SummaryWriter(
+            str(folder), flush_secs=5, filename_suffix=f".{uuid.uuid4().hex[:8]}"
+        )
 
     def row(self, row: EpochRow) -> None:
         """One epoch, over optimizer steps."""
