@@ -2,8 +2,8 @@
 
     python experiments/readme_results.py [--print]
 
-Reads ``summary.md`` in ``experiments/results/quick`` and ``experiments/results/fashion_mnist``, and the figures,
-which ``experiments/compare.py`` wrote.
+Reads ``summary.md`` in ``experiments/results/quick`` and ``experiments/results/fashion_mnist``, and the
+figures, which ``experiments/compare.py`` wrote.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def section() -> str:
         f"{headline}\n\n{table}\n\n"
         f"`make compare` on two CPU cores wrote these figures: [summary]({folder}/summary.md), "
         f"[report]({folder}/report.html). Seeds, versions and hardware are in it.\n\n"
-        f"Three batch sizes, three seeds, a grid of ten and six rivals ([{LARGER.name}]({larger}/summary.md), "
-        f"[report]({larger}/report.html)): {its_headline}\n"
+        f"Three batch sizes, three seeds, a grid of ten and six rivals "
+        f"([{LARGER.name}]({larger}/summary.md), [report]({larger}/report.html)): {its_headline}\n"
     )
 
 

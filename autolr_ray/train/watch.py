@@ -28,10 +28,9 @@ class TensorBoardLog:
         from tensorboardX import SummaryWriter
 
         # Its flush() leaves behind what its thread has not taken up yet; the thread flushes as often as this.
-        # A file's name has the second in it: without more, one opened again in that second would be overwritten.
-        self._writer: Any = SummaryWriter(
-            str(folder), flush_secs=5, filename_suffix=f".{uuid.uuid4().hex[:8]}"
-        )
+        # A file's name has the second in it: without more, one opened in the same second would replace it.
+        suffix = f".{uuid.uuid4().hex[:8]}"
+        self._writer: Any = SummaryWriter(str(folder), flush_secs=5, filename_suffix=suffix)
 
     def row(self, row: EpochRow) -> None:
         """One epoch, over optimizer steps."""
