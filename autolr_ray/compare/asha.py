@@ -32,13 +32,14 @@ def asha_records(study: Study, records: Sequence[RunRecord]) -> list[RunRecord]:
     made = []
     for name, arm in study.arms.items():
         if isinstance(arm, AshaArm):
+            points = len({cell.point for cell in study.cells() if cell.arm == arm.asha.of})
             for batch in study.batches:
                 for seed in study.seeds:
                     runs = [
                         r for r in records
                         if (r.arm, r.batch_size, r.seed) == (arm.asha.of, batch.size, seed)
                     ]  # fmt: skip
-                    if len(runs) >= _points(study, arm.asha.of):
+                    if len(runs) >= points:
                         made.append(_found(runs, name, arm.asha, seed))
     return made
 
@@ -47,10 +48,6 @@ def expected_asha_records(study: Study) -> int:
     """How many :func:`asha_records` makes when everything is finished."""
     arms = sum(isinstance(arm, AshaArm) for arm in study.arms.values())
     return arms * len(study.batches) * len(study.seeds)
-
-
-def _points(study: Study, grid_arm: str) -> int:
-    return len({cell.point for cell in study.cells() if cell.arm == grid_arm})
 
 
 def _found(runs: list[RunRecord], arm: str, asha: Asha, seed: int) -> RunRecord:

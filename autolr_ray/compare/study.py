@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from autolr_ray.compare.arms import AnyArm, Arm, AshaArm, GridArm, points_of, read_arm
+from autolr_ray.compare.arms import AnyArm, AshaArm, GridArm, points_of, read_arm
 from autolr_ray.tasks import check_task
 from autolr_ray.tasks.named import code_fingerprint
 from autolr_ray.train.compute import Compute
@@ -196,11 +196,11 @@ def load_study(study: str | Path, *, data_dir: Path | None = None) -> Study:
     try:
         loaded = Study.model_validate(content)
         check_task(loaded.task, loaded.model, loaded.data_dir)
-        own = [arm.schedule for arm in loaded.arms.values() if isinstance(arm, Arm)]
-        arms = [schedule for schedule in own if isinstance(schedule, OwnSpec)]
-        for schedule in arms:
-            schedule.function()
-        names = [*([loaded.task] if ":" in loaded.task else []), *(schedule.arm for schedule in arms)]
+        specs = [cell.spec for cell in loaded.cells()]
+        for spec in specs:
+            if isinstance(spec.schedule, OwnSpec):
+                spec.schedule.function()
+        names = {name for spec in specs for name in spec.own_names}
         loaded = loaded.model_copy(update={"code": code_fingerprint(names)})
     except ValidationError as error:
         raise StudyError("\n".join(f"{path}: {line}" for line in explain(error).splitlines())) from error

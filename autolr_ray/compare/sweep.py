@@ -180,11 +180,11 @@ class _Group:
             ),
         ).fit()
         done = store.finished()
-        log.forget(name for name in self.cells if name in done and name in log.read())
+        failed = log.read()
+        log.forget(failed.keys() & self.cells.keys() & done)
         missing = [cell for name, cell in self.cells.items() if name not in done]
         if any(cell.spec.cell not in callback.settled for cell in missing):
             raise KeyboardInterrupt
-        failed = log.read()
         return [
             Failure(
                 cell=cell,
