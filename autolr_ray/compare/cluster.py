@@ -151,17 +151,11 @@ def _wait_for(need: Mapping[str, float]) -> dict[str, float]:
 
 def _connect(address: str | None, names: Sequence[str]) -> Any:
     """Join a cluster, else start a local one; Ray's context."""
-    given = _job_runtime_env()
-    variables = {key: os.environ[key] for key in _ENVIRONMENT if key not in given.get("env_vars", {})}
-    environment: dict[str, Any] = {"env_vars": variables}
-    modules = sorted({str(path) for name in names if (path := _own_module(name)) is not None})
-    if modules and _joins(address) and not given.keys() & {"py_modules", "working_dir"}:
-        environment["py_modules"] = modules
     try:
         # Never "auto": that joins any Ray on this machine, another user's sweep for one.
         return ray.init(
             address=address,
-            runtime_env=environment,
+            runtime_env=_runtime_env(names) if _joins(address) else _ready_workers(),
             log_to_driver=False,
             logging_level=logging.WARNING,
             namespace="autolr_ray",
@@ -172,6 +166,27 @@ def _connect(address: str | None, names: Sequence[str]) -> Any:
             raise
         reason = " ".join(str(error).split())
         raise ClusterError(f"address: no Ray cluster can be used at {asked!r} ({reason})") from error
+
+
+def _runtime_env(names: Sequence[str]) -> dict[str, Any]:
+    """What the workers of a cluster that is up need from here."""
+    given = _job_runtime_env()
+    variables = {key: os.environ[key] for key in _ENVIRONMENT if key not in given.get("env_vars", {})}
+    environment: dict[str, Any] = {"env_vars": variables}
+    modules = sorted({str(path) for name in names if (path := _own_module(name)) is not None})
+    if modules and not given.keys() & {"py_modules", "working_dir"}:
+        environment["py_modules"] = modules
+    return environment
+
+
+def _ready_workers() -> dict[str, Any]:
+    """Nothing to be told to the workers of a local Ray, which have this process's environment.
+
+    So the ones that Ray starts on its own, one for each CPU, are as good as any; they import what every run
+    needs while this process goes on.
+    """
+    os.environ.setdefault("RAY_preload_python_modules", "autolr_ray.train.trainer")
+    return {}
 
 
 def _joins(address: str | None) -> bool:

@@ -27,9 +27,9 @@ def compare(study: Study, folder: Location, *, address: str | None, retry_failed
     if wanted <= {record.cell for record in found}:
         print(f"{study.name}: all {len(wanted)} runs are finished, nothing to run; writing the report again")
     else:
-        print(f"{study.name}: {len(wanted)} runs into {folder}; importing Ray and PyTorch ...", flush=True)
+        print(f"{study.name}: {len(wanted)} runs into {folder}; importing Ray ...", flush=True)
         from autolr_ray.compare.cluster import ClusterError
-        from autolr_ray.compare.publish import Publisher
+        from autolr_ray.compare.publisher import Publisher
         from autolr_ray.compare.sweep import failure_lines, run_sweep
 
         if retry_failed:

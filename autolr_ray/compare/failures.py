@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -12,6 +13,14 @@ from autolr_ray.compare.study import Cell, Study
 from autolr_ray.compare.values import FailureRow
 from autolr_ray.files import write_atomically
 from autolr_ray.remote import Location
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A cell without a result, and why."""
+
+    cell: Cell
+    reason: str
 
 
 class FailedRun(BaseModel):

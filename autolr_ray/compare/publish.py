@@ -1,10 +1,8 @@
-"""From a folder of finished cells to ledger and report: at the end, and now and then while a sweep runs."""
+"""From a folder of finished cells to ledger and report."""
 
 from __future__ import annotations
 
-import time
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -66,36 +64,3 @@ def _write_report(study: Study, rows: Rows, folder: Location) -> str:
             for path in (*paths.figures, paths.csv, paths.markdown, paths.html):
                 write_atomically(folder / str(path.relative_to(here)), path.read_bytes())
         return str(folder / paths.html.name)
-
-
-class Publisher:
-    """Publishes in the background while a sweep runs, so that it can be watched.
-
-    At most one writing at a time, and none within ``interval`` seconds, or twenty times what the last one
-    took, of the one before: drawing must not hold up the runs. What goes wrong is dropped: the end of the
-    sweep writes again, and speaks up.
-    """
-
-    def __init__(self, study: Study, folder: Location, *, interval: float = 15.0) -> None:
-        self._study, self._folder, self._interval = study, folder, interval
-        self._store = RunStore(folder / "cells")
-        self._next = time.monotonic() + interval
-        # One thread for all writings: each new one would keep memory of its own for what it drew.
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="autolr-publish")
-        self._writing: Future[None] | None = None
-
-    def touch(self) -> None:
-        """A run has finished: publish if it is time. Returns at once."""
-        if time.monotonic() >= self._next and (self._writing is None or self._writing.done()):
-            self._writing = self._executor.submit(self._write)
-
-    def close(self) -> None:
-        """Wait for a writing that is under way."""
-        self._executor.shutdown(wait=True)
-
-    def _write(self) -> None:
-        began = time.monotonic()
-        with suppress(Exception):
-            publish(self._study, self._folder, self._store)
-        took = time.monotonic() - began
-        self._next = time.monotonic() + max(self._interval, 20 * took)

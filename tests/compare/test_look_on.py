@@ -22,11 +22,11 @@ from autolr_ray.compare import board as board_module
 from autolr_ray.compare.board import EventFiles, served
 from autolr_ray.compare.callback import ProgressCallback
 from autolr_ray.compare.figures import _STYLE
+from autolr_ray.compare.group import parameters
 from autolr_ray.compare.ledger import write_ledger
 from autolr_ray.compare.progress import Progress, SweepState, published, read_state, write_state
 from autolr_ray.compare.status import as_plain, as_text, status_of
 from autolr_ray.compare.study import Cell, Study, dump_study
-from autolr_ray.compare.sweep import parameters
 from autolr_ray.train import LocalContext, RunRecord
 from autolr_ray.train import run as train_run
 from autolr_ray.train.record import EpochRow, write_record

@@ -9,9 +9,9 @@ import pytest
 
 from autolr_ray.compare import callback as callback_module
 from autolr_ray.compare.callback import ProgressCallback
+from autolr_ray.compare.group import max_concurrent, parameters
 from autolr_ray.compare.progress import Progress, clock, describe
 from autolr_ray.compare.study import Cell, Study
-from autolr_ray.compare.sweep import max_concurrent, parameters
 
 STUDY = Study.model_validate(
     {

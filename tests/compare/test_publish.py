@@ -11,6 +11,7 @@ from synthetic import study as synthetic_study
 from autolr_ray.compare import publish as publishing
 from autolr_ray.compare.ledger import RunStore, read_ledger
 from autolr_ray.compare.publish import publish
+from autolr_ray.compare.publisher import Publisher
 from autolr_ray.compare.rebuild import rebuild
 from autolr_ray.compare.rows import rows_in_ledger
 from autolr_ray.compare.study import Study
@@ -128,7 +129,7 @@ def test_writings_in_the_background_share_a_thread_and_one_that_fails_is_dropped
         raise OSError("no space")
 
     monkeypatch.setattr(publishing, "publish", write)
-    publisher = publishing.Publisher(study, folder, interval=0.0)
+    publisher = Publisher(study, folder, interval=0.0)
     deadline = time.monotonic() + 30
     while len(threads) < 3 and time.monotonic() < deadline:
         publisher.touch()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from autolr_ray.compare.group import Group
 from autolr_ray.compare.study import Study
-from autolr_ray.compare.sweep import _Group
 
 STUDY = {
     "name": "sharing",
@@ -20,10 +20,10 @@ STUDY = {
 }
 
 
-def group(workers: int, resources: dict[str, float], there: dict[str, float]) -> _Group:
+def group(workers: int, resources: dict[str, float], there: dict[str, float]) -> Group:
     study = Study.model_validate({**STUDY, "resources": resources})
     cells = [cell for cell in study.cells() if cell.spec.workers == workers]
-    return _Group(study, cells, workers, Path("results"), there, None)
+    return Group(study, cells, workers, Path("results"), there, None)
 
 
 ONE_GPU = {"CPU": 16.0, "GPU": 1.0}
@@ -49,8 +49,8 @@ def test_a_cluster_grows_for_as_many_runs_as_the_study_allows() -> None:
     study = Study.model_validate({**STUDY, "resources": {"max_concurrent": 8, "device": "gpu"}})
     cells = [cell for cell in study.cells() if cell.spec.workers == 1]
     small = {"CPU": 4.0, "GPU": 1.0}
-    assert _Group(study, cells, 1, Path("results"), small, None).concurrency == 1
-    assert _Group(study, cells, 1, Path("results"), small, None, may_grow=True).concurrency == 8
+    assert Group(study, cells, 1, Path("results"), small, None).concurrency == 1
+    assert Group(study, cells, 1, Path("results"), small, None, may_grow=True).concurrency == 8
     assert group(1, {}, {"CPU": 16.0}).concurrency == 16
 
 
