@@ -155,7 +155,7 @@ def _connect(address: str | None, names: Sequence[str]) -> Any:
         # Never "auto": that joins any Ray on this machine, another user's sweep for one.
         return ray.init(
             address=address,
-            runtime_env=_runtime_env(names) if _joins(address) else _ready_workers(),
+            runtime_env=_runtime_env(names) if _joins(address) else _local_runtime_env(),
             log_to_driver=False,
             logging_level=logging.WARNING,
             namespace="autolr_ray",
@@ -179,13 +179,13 @@ def _runtime_env(names: Sequence[str]) -> dict[str, Any]:
     return environment
 
 
-def _ready_workers() -> dict[str, Any]:
-    """Nothing to be told to the workers of a local Ray, which have this process's environment.
+def _local_runtime_env() -> dict[str, Any]:
+    """Nothing for a local Ray: its workers have this process's environment.
 
-    So the ones that Ray starts on its own, one for each CPU, are as good as any; they import what every run
-    needs while this process goes on.
+    Ray would also start a worker for each CPU at once. They are not ready by the time that the first runs
+    ask for theirs, so others are started, and all of them import side by side.
     """
-    os.environ.setdefault("RAY_preload_python_modules", "autolr_ray.train.trainer")
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     return {}
 
 

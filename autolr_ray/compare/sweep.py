@@ -50,7 +50,7 @@ def run_sweep(
     largest = {"CPU": float(max(cell.spec.workers for cell in pending))}
     names = sorted({name for cell in pending for name in cell.spec.own_names})
     with published(progress), cluster(address, names, largest) as resources:
-        # Not before Ray is up: its workers start and import PyTorch while this process imports Tune.
+        # Imports Tune, which takes a second: whoever has no Ray to run on hears of that first.
         from autolr_ray.compare.group import Group
 
         data = shared_splits(study.task, study.model, study.data_dir)
