@@ -8,9 +8,8 @@ what the undisturbed sweep took, each time started again with the same command, 
 Compared are the ledgers (every field but the clock's, bit for bit), the rows' keys, and the summary table
 without its times.
 
-One JSON line a kill, ``{"kill", "after_seconds", "finished"}`` (runs that had a result then), and at last
-One JSON line a kill, ``{"kill", "after_seconds", "finished"}`` (runs that had a result by then), at last
-different.
+One JSON line a kill, ``{"kill", "after_seconds", "finished"}`` (runs that had a result by then), and at last
+one with what was lost, doubled or different.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ STUDY = {
     "batches": [{"size": 64, "epochs": 12}, {"size": 256, "epochs": 8, "workers": 2}],
     "arms": {
         "auto_warmup": {},
-        "linear_warmup": {"grid": {"peak_lr": [0.003, 0.01, 0.03], "warmup_fraction": [0.1], "extend": 0}},
+        "linear_warmup": {"grid": {"peak_lr": [0.003, 0.03], "warmup_fraction": [0.1], "extend": 0}},
         "asha": {"asha": {"of": "linear_warmup", "grace_epochs": 8}},
     },
     "candidate": "auto_warmup", "baseline": "linear_warmup",

@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ratios.append(sweep / sequential)
         tell({"pair": number, "sequential_seconds": sequential, "sweep_seconds": sweep, "ratio": ratios[-1]})
     with tempfile.TemporaryDirectory(prefix="so-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        tell(two_workers(Path(folder), options.epochs))
+        tell(two_workers(Path(folder), 8))
     tell(
         {
             "cells": 12, "epochs": options.epochs, "median_ratio": statistics.median(ratios),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -224,6 +225,16 @@ def test_a_whole_sweep(whole: Sweep) -> None:
     # TensorBoard finds the runs; checkpoints of finished runs are gone.
     assert len(list(whole.out.rglob("events.out.tfevents.*"))) == 8
     assert list(whole.out.rglob("checkpoint*")) == []
+
+
+def test_tune_keeps_little_of_a_trial(whole: Sweep) -> None:
+    """Its state of all trials is written again and again; the data set was once in each of them, twice."""
+    states = list(whole.out.rglob("experiment_state-*.json"))
+    assert states
+    for state in states:
+        for trial in (json.loads(entry[0]) for entry in json.loads(state.read_text())["trial_data"]):
+            assert len(json.dumps(trial["trial_name_creator"])) < 500
+            assert len(json.dumps(trial)) < 20_000
 
 
 def test_others_are_told(whole: Sweep) -> None:
