@@ -19,7 +19,7 @@ class Publisher:
     sweep writes again, and speaks up.
     """
 
-    def __init__(self, study: Study, folder: Location, *, interval: float = 30.0) -> None:
+    def __init__(self, study: Study, folder: Location, *, interval: float = 60.0) -> None:
         self._study, self._folder, self._interval = study, folder, interval
         self._store = RunStore(folder / "cells")
         self._next = time.monotonic() + interval
