@@ -82,7 +82,8 @@ def timed(folder: Path, *commands: list[str]) -> float:
             subprocess.Popen(command, cwd=folder, env=environment, stdout=said, stderr=said)
             for command in commands
         ]
-        if any([process.wait() for process in running]):
+        statuses = [process.wait() for process in running]
+        if any(statuses):
             raise SystemExit(f"sweep_overhead: a command failed:\n{(folder / 'said.txt').read_text()}")
         return time.perf_counter() - began
 
@@ -162,7 +163,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tell(two_workers(Path(folder), 8))
     tell(
         {
-            "cells": 12, "epochs": options.epochs, "median_ratio": statistics.median(row["ratio"] for row in rows),
+            "cells": 12, "epochs": options.epochs,
+            "median_ratio": statistics.median(row["ratio"] for row in rows),
             "median_best_ratio": statistics.median(row["best_ratio"] for row in rows),
             "cpus": os.cpu_count() or 0, "machine": platform.machine(), "python": platform.python_version(),
         }
