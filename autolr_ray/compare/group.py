@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -21,11 +22,15 @@ from autolr_ray.compare.progress import Progress
 from autolr_ray.compare.study import Cell, Study
 from autolr_ray.files import remove_tree
 from autolr_ray.remote import Location
+from autolr_ray.train.record import EpochRow
 from autolr_ray.train.schedules import LinearWarmupSpec
 from autolr_ray.train.shared_data import SharedData, use_shared
 from autolr_ray.train.trainer import RunRequest, build_trainer, run_in_process
 
 _HEAD = "node:__internal_head__"
+# Between two reports of a run that is no TorchTrainer: its loop stands still while the sweep's process takes
+# one in.
+_REPORT_SECONDS = 5.0
 
 
 # Of the runs by their cells. Tune pickles the function that names a trial into the state of every trial, over
@@ -138,7 +143,7 @@ class Group:
                 build_trainer(request, callbacks=[TuneReportCallback()]).fit()
             else:
                 use_shared(request.spec, data)
-                run_in_process(request, on_report=lambda row: tune.report(row.model_dump()))
+                run_in_process(request, on_report=_Reporter(request.spec.epochs))
             if (request.record_dir / f"{request.spec.cell}.json").is_file():
                 # Checkpoints of a finished run are of no more use, and fill disks.
                 remove_tree(request.runs_dir / request.name)
@@ -166,6 +171,19 @@ class Group:
             if there < self.workers * amount:
                 return f"it needs {self._need()}, the cluster has {there:g} {kind}s"
         return ""
+
+
+class _Reporter:
+    """Tells Tune of an epoch, and waits until it has heard: the first, the last, and some between."""
+
+    def __init__(self, epochs: int) -> None:
+        self._last, self._due = epochs, -math.inf
+
+    def __call__(self, row: EpochRow) -> None:
+        now = time.monotonic()
+        if row.epoch == self._last or now >= self._due:
+            self._due = now + _REPORT_SECONDS
+            tune.report(row.model_dump())
 
 
 def parameters(cell: Cell) -> dict[str, Any]:

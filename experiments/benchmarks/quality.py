@@ -1,0 +1,262 @@
+"""The bench behind the claim: AutoWarmup against a tuned grid and the untuned rivals, over many cells.
+
+    OMP_NUM_THREADS=1 python experiments/benchmarks/quality.py --json --results DIR [--seeds 40 41 42]
+        [--only TEXT ...] [--list]
+
+A cell is a data set, a network, an optimizer, a batch size and a budget in optimizer steps: short (about
+60), middle (about 400) or long (2,000). Every cell is a study of its own in ``DIR``, run by the same code
+as ``experiments/compare.py``: killed, it goes on where it was, and finished runs are never repeated.
+AutoWarmup has its defaults in all of them.
+
+``--seeds``: the verdict's must have had no part in any choice; ``BURNT`` lists those that had, and the use
+of one is said in the output. ``--only``: cells whose name holds one of the texts.
+
+One JSON line a cell as it is finished, ``{"cell", "batch_size", "budget", "steps", "difference", "seeds",
+"verdict", "arms": {arm: mean test accuracy}, "peak_lrs", "tuned_peak_lr", "cost_share", ...}``; then one for
+each batch size x budget, and a last one over all: the mean difference with its 95% interval over cells and
+over seeds, mean regret of each untuned arm to the best arm of each cell, tuned or not, share of the
+baseline's device time, and how many runs of AutoWarmup ended at chance level.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autolr_ray.compare.cluster import cluster
+from autolr_ray.compare.findings import Findings
+from autolr_ray.compare.intervals import judge, t_interval
+from autolr_ray.compare.publish import publish
+from autolr_ray.compare.study import Study, load_study
+from autolr_ray.compare.sweep import run_sweep
+from autolr_ray.train.record import RunRecord
+
+BURNT = (*range(4), 10, 20, 21, *range(30, 40))
+"""Seeds that some setting was chosen on, or that a choice was looked at with."""
+MARGIN, CHANCE = 0.005, 0.1
+_HERE = Path(__file__).resolve().parent
+_NETWORKS = {"resnet18": "quality_tasks:{}_resnet18", "vit": "quality_tasks:{}_vit"}
+_DATA = {"fashion": "fashion_mnist_subset", "digits": "digits"}
+# The peaks that the grid starts from; it grows by itself at its edges.
+_PEAKS = {
+    "adamw": [1e-3, 3e-3, 1e-2, 3e-2, 1e-1], "adamp": [1e-3, 3e-3, 1e-2, 3e-2, 1e-1],
+    "lamb": [3e-3, 1e-2, 3e-2, 1e-1, 3e-1], "sgd_nesterov": [1e-2, 3e-2, 1e-1, 3e-1, 1.0],
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One comparison of the bench."""
+
+    data: str
+    network: str
+    optimizer: str
+    batch_size: int
+    budget: str
+    epochs: int
+
+    @property
+    def name(self) -> str:
+        """What its study is called."""
+        return f"{self.data}_{self.network}_{self.optimizer}_b{self.batch_size}_{self.budget}"
+
+    def study(self, seeds: Sequence[int]) -> dict[str, Any]:
+        """The study, as a file would have it."""
+        task = {"task": _DATA[self.data], "model": self.network}
+        if self.network in _NETWORKS:
+            task = {"task": _NETWORKS[self.network].format(self.data)}
+        return {
+            "name": self.name, **task, "seeds": list(seeds), "optimizer": {"name": self.optimizer},
+            "batches": [{"size": self.batch_size, "epochs": self.epochs}],
+            "arms": {
+                "auto_warmup": {},
+                "fixed_adamw": {
+                    "optimizer": {"name": "adamw"},
+                    "schedule": {"kind": "linear_warmup", "peak_lr": 1e-3, "warmup_fraction": 0.05},
+                },
+                "range_test": {"schedule": {"kind": "lr_range_test"}},
+                "prodigy": {
+                    "optimizer": {"name": "prodigy"},
+                    "schedule": {"kind": "linear_warmup", "peak_lr": 1.0, "warmup_fraction": 0.0},
+                },
+                "schedule_free": {
+                    "optimizer": {"name": "schedule_free_adamw"},
+                    "schedule": {"kind": "constant", "lr": 2.5e-3},
+                },
+                "linear_warmup": {
+                    "grid": {"peak_lr": _PEAKS[self.optimizer], "warmup_fraction": [0.05, 0.2]}
+                },
+            },
+            "candidate": "auto_warmup", "baseline": "linear_warmup", "margin": MARGIN,
+        }  # fmt: skip
+
+
+def _cells(data: str, rows: str) -> list[Cell]:
+    """Rows of network, optimizer, batch size, budget, epochs."""
+    cells = []
+    for row in rows.strip().splitlines():
+        network, optimizer, size, budget, epochs = row.split()
+        cells.append(
+            Cell(
+                data=data, network=network, optimizer=optimizer, batch_size=int(size), budget=budget,
+                epochs=int(epochs),
+            )
+        )  # fmt: skip
+    return cells
+
+
+# Every network, optimizer, batch size and budget several times, in mixed company; what a core can do.
+CELLS = [
+    *_cells(
+        "fashion",
+        """
+        cnn      adamw        1024 short   6
+        cnn_bn   adamw        4096 short  30
+        mlp      lamb         4096 short  30
+        cnn_bn   sgd_nesterov  128 short   1
+        mlp      adamp         128 short   1
+        resnet18 adamp        1024 short   6
+        vit      adamw        1024 short   6
+        cnn      adamp         128 middle  5
+        cnn_bn   lamb          128 middle  5
+        cnn_bn   adamw        1024 middle 40
+        mlp      sgd_nesterov 1024 middle 40
+        mlp      adamw        4096 middle 200
+        resnet18 sgd_nesterov  128 middle  5
+        vit      adamp         128 middle  5
+        mlp      adamw         128 long   24
+        cnn      lamb          128 long   24
+        cnn_bn   sgd_nesterov  128 long   24
+        mlp      adamp        1024 long  200
+        """,
+    ),
+    *_cells(
+        "digits",
+        """
+        cnn_bn   lamb          128 short   6
+        mlp      adamw        1024 short  60
+        vit      adamw         128 short   6
+        cnn      sgd_nesterov  128 middle 40
+        mlp      lamb         1024 middle 400
+        resnet18 adamw         128 middle 40
+        cnn_bn   adamp         128 long  200
+        mlp      sgd_nesterov 1024 long  2000
+        """,
+    ),
+]
+
+
+def finished(cell: Cell, seeds: Sequence[int], folder: Path) -> dict[str, Any]:
+    """Run what the cell still lacks; its row."""
+    file = folder / f"{cell.name}.yaml"
+    file.write_text(json.dumps(cell.study(seeds)))  # JSON is YAML
+    study = load_study(file)
+    file.unlink()
+    place = folder / study.name
+    with redirect_stdout(sys.stderr):  # how far it is; the rows alone are the output
+        failures = run_sweep(study, place)
+    if failures:
+        raise SystemExit(f"quality: {cell.name}: {failures[0].reason}")
+    return row(cell, study, publish(study, place).rows.records)
+
+
+def row(cell: Cell, study: Study, records: Sequence[RunRecord]) -> dict[str, Any]:
+    """What the finished runs of a cell say."""
+    findings = Findings(records, study.margin, study.baseline, study.candidate, None)
+    found = findings.comparison(cell.batch_size)
+    assert found is not None
+    ours = [r for r in records if r.arm == study.candidate]
+    return {
+        "cell": cell.name, "batch_size": cell.batch_size, "budget": cell.budget,
+        "steps": ours[0].total_steps, "difference": found.difference.mean, "seeds": list(found.seeds),
+        "differences": list(found.paired.differences), "verdict": found.verdict.word,
+        "arms": {s.arm: s.test.mean for s in findings.summaries},
+        "peak_lrs": list(found.candidate.peak_lrs), "tuned_peak_lr": found.baseline.peak_lrs[0],
+        "tuned_point": found.baseline.point,
+        "cost_share": found.candidate.seconds_per_seed / found.baseline.seconds_per_seed,
+        "failed_runs": sum(not r.test_accuracy > 1.5 * CHANCE for r in ours),
+    }  # fmt: skip
+
+
+def summary(rows: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
+    """Several cells together: seeds are the units of the verdict, cells those of the interval."""
+    cells = t_interval([r["difference"] for r in rows])
+    seeds = sorted(set.intersection(*(set(r["seeds"]) for r in rows)))
+    means = [math.fsum(r["differences"][r["seeds"].index(seed)] for r in rows) / len(rows) for seed in seeds]
+    paired = judge(means, MARGIN)
+    untuned = set.intersection(*(set(r["arms"]) for r in rows)) - {"linear_warmup"}
+    best = [max(r["arms"].values()) for r in rows]
+    return {
+        "group": name, "cells": len(rows), "seeds": seeds,
+        "difference": cells.mean, "over_cells": [cells.low, cells.high],
+        "over_seeds": [paired.interval.low, paired.interval.high], "verdict": paired.verdict.word,
+        "regret": {
+            arm: math.fsum(b - r["arms"][arm] for b, r in zip(best, rows, strict=True)) / len(rows)
+            for arm in sorted(untuned)
+        },
+        "cost_share": math.fsum(r["cost_share"] for r in rows) / len(rows),
+        "failed_runs": sum(r["failed_runs"] for r in rows),
+    }  # fmt: skip
+
+
+@contextmanager
+def _importable() -> Iterator[None]:
+    """``quality_tasks`` can be imported here and by the workers."""
+    sys.path.insert(0, str(_HERE))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_HERE), os.environ.get("PYTHONPATH")]))
+    yield
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--results", type=Path, default=Path("results/quality"), help="(default: %(default)s)"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[40, 41, 42], help="(default: %(default)s)")
+    parser.add_argument("--only", nargs="+", default=[""], help="cells whose name holds one of these")
+    parser.add_argument("--list", action="store_true", help="name the cells and stop")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    options = parser.parse_args(arguments)
+    chosen = [cell for cell in CELLS if any(text in cell.name for text in options.only)]
+    if options.list or not chosen:
+        print("\n".join(cell.name for cell in (chosen or CELLS)))
+        return 0 if chosen else 2
+
+    def tell(line: dict[str, Any]) -> None:
+        print(json.dumps(line) if options.json else line, flush=True)
+
+    with _importable(), cluster(None, []):
+        options.results.mkdir(parents=True, exist_ok=True)
+        rows = []
+        for cell in chosen:
+            rows.append(finished(cell, options.seeds, options.results.resolve()))
+            tell(rows[-1])
+    groups = defaultdict(list)
+    for found in rows:
+        groups[f"batch {found['batch_size']}, {found['budget']}"].append(found)
+    for name, members in sorted(groups.items()):
+        tell(summary(members, name))
+    tell(
+        summary(rows, "all") | {
+            "burnt_seeds": sorted(set(options.seeds) & set(BURNT)), "cpus": os.cpu_count(),
+            "machine": platform.machine(), "python": platform.python_version(),
+        }
+    )  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
