@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python experiments/benchmarks/kill_sweep.py --json [--kills 5] [--seed 0]
 
 A small study (scikit-learn's digits, an MLP; runs of one worker, and of two on Ray Train) runs once without
-disturbance, then anew, killed ``--kills`` times with its whole process group at moments drawn uniformly over
-what the undisturbed sweep took, each time started again with the same command, and at last let finish.
+disturbance, then anew, killed ``--kills`` times with its whole process group, each time started again with
+the same command, and at last let finish. The moments are drawn uniformly over what the undisturbed sweep took,
+in seconds of running, all starts together.
 Compared are the ledgers (every field but the clock's, bit for bit), the rows' keys, and the summary table
 without its times.
 
@@ -27,6 +28,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +43,7 @@ STUDY = {
     "batches": [{"size": 64, "epochs": 12}, {"size": 256, "epochs": 8, "workers": 2}],
     "arms": {
         "auto_warmup": {},
-        "linear_warmup": {"grid": {"peak_lr": [0.003, 0.03], "warmup_fraction": [0.1], "extend": 0}},
-        "asha": {"asha": {"of": "linear_warmup", "grace_epochs": 8}},
+        "linear_warmup": {"grid": {"peak_lr": [0.01], "warmup_fraction": [0.1], "extend": 0}},
     },
     "candidate": "auto_warmup", "baseline": "linear_warmup",
 }  # fmt: skip
@@ -136,8 +137,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         took = time.monotonic() - began
         killed = Sweep(Path(place) / "k")
-        for number in range(options.kills):
-            process, after = killed.start(), draw.uniform(0.0, took)
+        moments = sorted(draw.uniform(0.0, took) for _ in range(options.kills))
+        for number, (before, moment) in enumerate(pairwise([0.0, *moments])):
+            process, after = killed.start(), moment - before
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=after)
             killed.kill(process)
