@@ -4,10 +4,9 @@
 
 A small study (scikit-learn's digits, an MLP; runs of one worker, and of two on Ray Train) runs once without
 disturbance, then anew, killed ``--kills`` times with its whole process group, each time started again with
-the same command, and at last let finish. The moments are drawn uniformly over what the undisturbed sweep took,
-in seconds of running, all starts together.
-Compared are the ledgers (every field but the clock's, bit for bit), the rows' keys, and the summary table
-without its times.
+the same command, and at last let finish. The moments are drawn uniformly over what the undisturbed sweep
+took, in seconds of running, all starts together. Compared are the ledgers (every field but the clock's, bit
+for bit), the rows' keys, and the summary table without its times.
 
 One JSON line a kill, ``{"kill", "after_seconds", "finished"}`` (runs that had a result by then), and at last
 one with what was lost, doubled or different.
