@@ -157,8 +157,7 @@ def test_the_same_command_goes_on_after_driver_terminal_and_machine_are_lost(sto
     finished = story.finished()
     assert 1 <= len(finished) < 4
 
-    for name in ("own_task.py", "own_study.yaml"):
-        story.ray(f"ray rsync-up ~/own.yaml ~/mine/{name} '~/{name}'")
+    story.ray("ray rsync-up ~/own.yaml ~/mine/ '~/'")
     submit = "ray submit ~/own.yaml experiments/compare.py -- "
     study = _COMPARE.format(study="'~/own_study.yaml'")
     lost = story.output / "lost.log"
@@ -206,9 +205,12 @@ def test_the_report_is_fetched_whole(story: Story, tmp_path: Path) -> None:
 def test_down_leaves_nothing_behind(story: Story) -> None:
     """``ray down`` stops the head; the workers of a local provider are stopped by a line of ssh each."""
     story.ray("ray down -y ~/own.yaml")
-    for worker in ("worker1", "worker2"):
-        address = story.laboratory.hosts[worker].address
-        story.laptop.run(f"ssh -o StrictHostKeyChecking=no root@{address} 'bash -ic \"ray stop\"'")
+    stop = "ssh -o StrictHostKeyChecking=no root@{} 'bash -ic \"ray stop\"'"
+    stopping = [
+        story.laptop.start(stop.format(story.laboratory.hosts[worker].address), story.output / worker)
+        for worker in ("worker1", "worker2")
+    ]
+    assert [process.wait(timeout=60) for process in stopping] == [0, 0]
     for name in ("head", "worker1", "worker2"):
         host = story.laboratory.hosts[name]
         assert not _ray_processes(host), name
