@@ -57,6 +57,7 @@ def production(head: str, workers: list[str]) -> str:
     image = f"ln -sfn {ENVIRONMENT} ~/.autolr_ray; echo '{variables}' > ~/.bashrc"
     config["setup_commands"] = [image, *(_without_index(command) for command in config["setup_commands"])]
     config["head_setup_commands"] = []
+    config["initialization_commands"] = []  # the cost cap turns a machine off: this one, of all
     provider = "PYTHONPATH=$HOME/autolr_ray/tests/cluster"
     config["head_start_ray_commands"] = [
         _light(c).replace("ray start", f"{provider} ray start") for c in config["head_start_ray_commands"]
