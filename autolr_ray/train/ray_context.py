@@ -45,6 +45,7 @@ class RayTrainContext:
         name = context.get_experiment_name()
         self._metrics = DashboardMetrics(name) if self.rank == 0 else None
         self._log = TensorBoardLog(log_dir / name) if self.rank == 0 and log_dir is not None else None
+        self._not_carried: tuple[str, OSError] | None = None  # the name of the checkpoint, and why
         # Ray logs a line for each report of each worker; the sweep prints its own progress.
         logging.getLogger(_internal_context.__name__).setLevel(logging.WARNING)
 
@@ -102,9 +103,39 @@ class RayTrainContext:
             metrics,
             checkpoint=ray.train.Checkpoint.from_directory(folder),
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-            checkpoint_upload_fn=_upload,
+            checkpoint_upload_fn=self._upload,
             delete_local_checkpoint_after_upload=True,
         )
+
+    def _upload(self, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+        """Carry the checkpoint to the storage, in Ray's thread; what cannot be carried leaves nothing there.
+
+        Ray may try it again. Those that follow a failed one are not begun: this life of the run is about to
+        end, perhaps in the midst of one.
+
+        Raises:
+            OSError: it, or one before, cannot be written; it ends this life of the run.
+        """
+        if self._not_carried is not None and self._not_carried[0] != name:
+            raise self._not_carried[1]
+        storage = ray.train.get_context().get_storage()
+        try:
+            carried = storage.persist_current_checkpoint(checkpoint, name)
+        except OSError as error:
+            path = storage.build_checkpoint_path_from_name(name)
+            with suppress(OSError):
+                storage.storage_filesystem.delete_dir(path)
+            newest = ray.train.get_checkpoint()
+            # With the cause's own words: by them Ray tells what to try again.
+            clear = OSError(
+                f"checkpoint: {path} cannot be written ({error}); the newest whole one is "
+                f"{newest.path if newest else 'none'}; start the run again when the storage can be written "
+                "to, it goes on from there"
+            )
+            self._not_carried = (name, clear)
+            raise clear from error
+        self._not_carried = None
+        return carried
 
     def poll(self) -> None:
         """Nothing to do: Ray publishes."""
@@ -117,28 +148,6 @@ class RayTrainContext:
         write_record(record, self._record_dir)
         if self._log is not None:
             self._log.finish(record, self._spec)
-
-
-def _upload(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-    """Carry the checkpoint to the storage, in Ray's thread; what cannot be carried leaves nothing there.
-
-    Raises:
-        OSError: it cannot be written; it ends this life of the run.
-    """
-    storage = ray.train.get_context().get_storage()
-    try:
-        return storage.persist_current_checkpoint(checkpoint, name)
-    except OSError as error:
-        path = storage.build_checkpoint_path_from_name(name)
-        with suppress(OSError):
-            storage.storage_filesystem.delete_dir(path)
-        newest = ray.train.get_checkpoint()
-        # With the cause's own words: by them Ray tells what to try again.
-        raise OSError(
-            f"checkpoint: {path} cannot be written ({error}); the newest whole one is "
-            f"{newest.path if newest else 'none'}; start the run again when the storage can be written to, "
-            "it goes on from there"
-        ) from error
 
 
 def _read(checkpoint: ray.train.Checkpoint) -> State | None:
