@@ -151,11 +151,17 @@ def _wait_for(need: Mapping[str, float]) -> dict[str, float]:
 
 def _connect(address: str | None, names: Sequence[str]) -> Any:
     """Join a cluster, else start a local one; Ray's context."""
+    joining = _joins(address)
+    if not joining:
+        # Ray would start a worker for each CPU at once. They are not ready by the time that the first runs
+        # ask for theirs, so others are started, and all of them import side by side.
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     try:
         # Never "auto": that joins any Ray on this machine, another user's sweep for one.
         return ray.init(
             address=address,
-            runtime_env=_runtime_env(names) if _joins(address) else _local_runtime_env(),
+            # The workers of a local Ray have this process's environment.
+            runtime_env=_runtime_env(names) if joining else {},
             log_to_driver=False,
             logging_level=logging.WARNING,
             namespace="autolr_ray",
@@ -177,16 +183,6 @@ def _runtime_env(names: Sequence[str]) -> dict[str, Any]:
     if modules and not given.keys() & {"py_modules", "working_dir"}:
         environment["py_modules"] = modules
     return environment
-
-
-def _local_runtime_env() -> dict[str, Any]:
-    """Nothing for a local Ray: its workers have this process's environment.
-
-    Ray would also start a worker for each CPU at once. They are not ready by the time that the first runs
-    ask for theirs, so others are started, and all of them import side by side.
-    """
-    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
-    return {}
 
 
 def _joins(address: str | None) -> bool:

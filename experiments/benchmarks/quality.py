@@ -27,8 +27,8 @@ import os
 import platform
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ from autolr_ray.train.record import RunRecord
 BURNT = (*range(4), 10, 20, 21, *range(30, 40))
 """Seeds that some setting was chosen on, or that a choice was looked at with."""
 MARGIN, CHANCE = 0.005, 0.1
-_HERE = Path(__file__).resolve().parent
+# Beside this script, and so on its path and the workers'.
 _NETWORKS = {"resnet18": "quality_tasks:{}_resnet18", "vit": "quality_tasks:{}_vit"}
 _DATA = {"fashion": "fashion_mnist_subset", "digits": "digits"}
 # The peaks that the grid starts from; it grows by itself at its edges.
@@ -209,14 +209,6 @@ def summary(rows: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@contextmanager
-def _importable() -> Iterator[None]:
-    """``quality_tasks`` can be imported here and by the workers."""
-    sys.path.insert(0, str(_HERE))
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_HERE), os.environ.get("PYTHONPATH")]))
-    yield
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(
@@ -238,7 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def tell(line: dict[str, Any]) -> None:
         print(json.dumps(line) if options.json else line, flush=True)
 
-    with _importable(), cluster(None, []):
+    with cluster(None, []):
         options.results.mkdir(parents=True, exist_ok=True)
         rows = []
         for cell in chosen:

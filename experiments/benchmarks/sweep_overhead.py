@@ -88,6 +88,13 @@ def timed(folder: Path, *commands: list[str]) -> float:
         return time.perf_counter() - began
 
 
+def swept(folder: Path, file: Path) -> float:
+    """Wall seconds of a study's sweep into ``folder/swept``."""
+    return timed(
+        folder, [sys.executable, str(COMPARE), "--study", str(file), "--results", str(folder / "swept")]
+    )
+
+
 def content(records: list[RunRecord]) -> list[str]:
     """What the runs found, without the clock."""
     rows = [[row.model_copy(update={"seconds": 0.0}) for row in record.epoch_rows] for record in records]
@@ -107,9 +114,7 @@ def pair(folder: Path, epochs: int) -> dict[str, float]:
 
     sequential = timed(folder, script(alone, 0, 1))
     halves = timed(folder, script(parted, 0, 2), script(parted, 1, 2))
-    sweep = timed(
-        folder, [sys.executable, str(COMPARE), "--study", str(file), "--results", str(folder / "swept")]
-    )
+    sweep = swept(folder, file)
     places = (alone, parted, folder / "swept" / "overhead")
     one, *others = (content(RunStore(place / "cells").read_all()) for place in places)
     if len(one) != 12 or any(other != one for other in others):
@@ -124,9 +129,7 @@ def two_workers(folder: Path, epochs: int) -> dict[str, float]:
     """A sweep of two nested runs of two workers: what it takes beyond their loops, per run."""
     file = folder / "two.yaml"
     file.write_text(yaml.safe_dump(study("two", epochs, 2, [0], [0.01])))
-    wall = timed(
-        folder, [sys.executable, str(COMPARE), "--study", str(file), "--results", str(folder / "swept")]
-    )
+    wall = swept(folder, file)
     records = RunStore(folder / "swept" / "two" / "cells").read_all()
     loops = sum(record.device_seconds / record.workers for record in records)
     startups = sum(record.startup_seconds for record in records)
