@@ -2,35 +2,70 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from typing import Any
 
+import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
 from autolr_ray.schedule import look_inside
 from autolr_ray.schedule.base import Loss, Schedule, require_finite
-from autolr_ray.schedule.decay import Decay
+from autolr_ray.schedule.decay import Decay, get_decay
 from autolr_ray.schedule.divergence import ON_DIVERGENCE, report_divergence
 from autolr_ray.schedule.pending import PendingLosses, from_rank_zero, is_distributed
 from autolr_ray.schedule.receipt import Receipt
+from autolr_ray.schedule.robust_rule import RobustRule
 from autolr_ray.schedule.rollback import PLACES, HasState, SnapshotStore
 from autolr_ray.schedule.rules import get_rule
+from autolr_ray.schedule.smoother import Array
+from autolr_ray.schedule.sweep import Sweep, sweep_steps
 from autolr_ray.schedule.switch import Evidence, SwitchRule, Verdict, decide
 from autolr_ray.schedule.trace import LossTrace
 
 FALLBACKS = ("argmin", "keep")
+WARMUPS = ("linear", "exponential")
 _SNAPSHOTS_PER_WARMUP = 64
+# The linear warmup: to this many times the learning rate that the sweep found, over this share of the steps
+# that are left. When the loss passes its minimum, on with this many times the learning rate there.
+_TARGET, _LINEAR_SHARE, _BACK_OFF = 1.5, 0.2, 0.5
+# A sweep that took more than this share of all steps is not thrown away: on from its lowest loss.
+_DEAR_SWEEP = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class _Leg:
+    """From ``start`` on: ``warmup`` steps linearly up to ``peak_lr``, then the decay."""
+
+    start: int
+    warmup: int
+    peak_lr: float
+
+    @property
+    def turn(self) -> int:
+        """The step that has ``peak_lr``, from which it falls."""
+        return self.start + self.warmup
 
 
 class AutoWarmup(Schedule):
     r"""AutoWU (Kim et al. 2021, arXiv 2107.05855): no learning rate to choose.
 
-    The learning rate rises exponentially, step ``t`` at ``min_lr * (max_lr / min_lr) ** (t / W)``, over
-    at most ``W = max_warmup_fraction * total_steps`` steps. A Gaussian process smooths the losses; when
-    the rule says that they have passed their minimum, the learning rate goes back to the one at the
-    minimum (and, with ``model``, so do weights and optimizer state), then decays to ``final_lr``.
+    The learning rate rises, a Gaussian process smooths the losses, and when the rule says that they have
+    passed their minimum, the learning rate goes down, and, with ``model``, weights and optimizer state go
+    back to what they were there. Two warmups:
+
+    ``"linear"``: a short exponential sweep from ``min_lr`` to ``max_lr`` (3% of the steps, at least 8, at
+    most 64) finds the scale of the learning rate, then weights are put back: to the start, or, where the
+    sweep was more than 5% of all steps, to its lowest loss. A linear warmup over a fifth of what is left
+    goes up to 1.5 times what was found, and the decay follows. The rule watches until
+    ``max_warmup_fraction`` of the steps: whenever the loss has passed its minimum, training goes on from
+    there, the decay starting at half of the learning rate that it had there.
+
+    ``"exponential"`` (the original): step ``t`` runs at ``min_lr * (max_lr / min_lr) ** (t / W)``, over at
+    most ``W = max_warmup_fraction * total_steps`` steps; after the minimum the decay starts from the
+    learning rate there.
 
     Call ``step(loss)`` once after every ``optimizer.step()``, on every rank. Ranks average their losses
     at each look (one reduction), rank 0 decides, all apply its numbers (one broadcast).
@@ -48,27 +83,33 @@ class AutoWarmup(Schedule):
         snapshot_device: where the (at most five) snapshots wait: "host" (pinned memory when the model is
             on a GPU) or "device".
         rule: "robust", "paper" (the original rule), or a ``SwitchRule``.
-        decay: "cosine", "constant-then-cosine" or a function (see ``decay``).
-        fallback: when the longest warmup is over without a verdict: "argmin" goes back to the learning
-            rate of the lowest loss, "keep" (the original's way) decays from the highest.
+        warmup: see above. Default: "linear" where weights can be put back, the rule is "robust" and there
+            are steps enough (32 with the usual settings), "exponential" elsewhere.
+        decay: "linear", "cosine", "constant-then-cosine" or a function (see ``decay``). Default: "linear"
+            after a linear warmup, "cosine" after an exponential one.
+        fallback: when the longest exponential warmup is over without a verdict: "argmin" goes back to the
+            learning rate of the lowest loss, "keep" (the original's way) decays from the highest.
         on_divergence: what to do, besides going back to the lowest loss, when the loss rises or is never
             finite before it has fallen: "warn" (``DivergenceWarning``) or "raise" (``DivergenceError``, on
             every rank, with the receipt written).
         min_lr, max_lr: where the rise starts and ends, 0 < min_lr < max_lr.
-        max_warmup_fraction: longest warmup as a share of ``total_steps``, in (0, 1].
+        max_warmup_fraction: how long losses are watched at most, as a share of ``total_steps``, in (0, 1];
+            the longest warmup.
         final_lr: the learning rate after the last step, in [0, max_lr].
         distributed: whether to share decisions through ``torch.distributed``'s default group.
             Default: whenever it has several processes.
 
     Attributes:
         peak_lr: the learning rate that the decay starts from; None during the warmup.
-        switch_step: the optimizer steps done when the warmup ended; None during the warmup.
-        rolled_back_to: the step whose weights were put back; None without a rollback.
+        switch_step: the optimizer steps done when the warmup ended; None during the warmup. Both change
+            when the loss passes its minimum after a linear warmup.
+        rolled_back_to: the step whose weights were put back last; None without a rollback.
         receipts: a :class:`Receipt` for every test, oldest first.
         trace: the warmup's losses, thinned.
 
     Raises:
-        ValueError: a setting outside its bounds, by name; a loss with more than one element.
+        ValueError: a setting outside its bounds, by name; ``warmup="linear"`` where it cannot be; a loss
+            with more than one element.
         RuntimeError: a step past ``total_steps``; ``distributed`` without several processes.
         DivergenceError: see ``on_divergence``.
 
@@ -95,7 +136,8 @@ class AutoWarmup(Schedule):
         scaler: HasState | None = None,
         snapshot_device: str = "host",
         rule: str | SwitchRule = "robust",
-        decay: str | Decay = "cosine",
+        warmup: str | None = None,
+        decay: str | Decay | None = None,
         fallback: str = "argmin",
         on_divergence: str = "warn",
         min_lr: float = 1e-5,
@@ -104,7 +146,9 @@ class AutoWarmup(Schedule):
         final_lr: float = 0.0,
         distributed: bool | None = None,
     ) -> None:
-        super().__init__(optimizer, total_steps, decay=decay, final_lr=final_lr)
+        super().__init__(
+            optimizer, total_steps, decay="cosine" if decay is None else decay, final_lr=final_lr
+        )
         require_finite("max_lr", max_lr, above=0.0)
         require_finite("min_lr", min_lr, above=0.0)
         if min_lr >= max_lr:
@@ -133,6 +177,9 @@ class AutoWarmup(Schedule):
         self.on_divergence = on_divergence
         self.warmup_steps = max(1, int(total_steps * max_warmup_fraction))
         self.rule = get_rule(rule)
+        self.warmup = self._choose_warmup(warmup, model is not None and rollback is not False)
+        if decay is None and self.warmup == "linear":
+            self.decay_name, self._decay = "linear", get_decay("linear")
         self._test_every = self.rule.test_interval(self.warmup_steps, steps_per_epoch)
         is_distributed(distributed)  # an error here rather than at the first test
         self._distributed = distributed
@@ -143,6 +190,18 @@ class AutoWarmup(Schedule):
         if model is not None and rollback is not False:
             self._snapshots = SnapshotStore(model, optimizer, scaler=scaler, place=snapshot_device)
             self._snapshot_every = max(1, self.warmup_steps // _SNAPSHOTS_PER_WARMUP)
+        self._legs: list[_Leg] = []
+        self._rise_steps = self.warmup_steps
+        if self.warmup == "linear":
+            self._sweep = Sweep(sweep_steps(total_steps))
+            self._rise_steps = self._sweep.steps - 1
+            self._unused_rule = copy.deepcopy(self.rule)
+            self._snapshot_every = self._test_every
+            assert model is not None
+            assert self._snapshots is not None
+            self._near_minimum = self._snapshots
+            self._start = SnapshotStore(model, optimizer, scaler=scaler, place=snapshot_device)
+            self._unused_optimizer = self._start.optimizer_state()
         self.peak_lr: float | None = None
         self.switch_step: int | None = None
         self.rolled_back_to: int | None = None
@@ -152,42 +211,73 @@ class AutoWarmup(Schedule):
         self._next_look = self._look_after(0)
         self._set_lr(self._lr())
 
+    def _choose_warmup(self, asked: str | None, can_roll_back: bool) -> str:
+        steps = 2 * sweep_steps(self.total_steps)
+        missing = [
+            *([] if can_roll_back else ["model and rollback: weights are put back after the sweep"]),
+            *([] if self.rule.name != "paper" else ["another rule than 'paper', the original's"]),
+            *([] if self.warmup_steps >= steps else [f"max_warmup_fraction * total_steps >= {steps}"]),
+        ]
+        if asked not in (None, *WARMUPS):
+            raise ValueError(f"warmup: {asked!r} is not allowed; allowed: {', '.join(WARMUPS)}")
+        if asked == "linear" and missing:
+            raise ValueError(f"warmup: 'linear' is not allowed; it needs {' and '.join(missing)}")
+        if asked is not None:
+            return asked
+        return "exponential" if missing or not isinstance(self.rule, RobustRule) else "linear"
+
     @property
     def phase(self) -> str:
         """Where the schedule is: "warmup" or "decay"."""
         return "warmup" if self.peak_lr is None else "decay"
 
     @property
+    def decision(self) -> Receipt | None:
+        """The receipt of the test that ended the warmup, the last that did; None during the warmup."""
+        ended = [receipt for receipt in self.receipts if receipt.verdict.ends_warmup]
+        return ended[-1] if ended and self.peak_lr is not None else None
+
+    @property
     def reason(self) -> str:
-        """What the last test decided, in words."""
-        return self.receipts[-1].reason if self.receipts else "no test yet"
+        """What the test that ended the warmup decided, or the last one during it, in words."""
+        receipt = self.decision or (self.receipts[-1] if self.receipts else None)
+        return receipt.reason if receipt is not None else "no test yet"
+
+    @property
+    def _watching(self) -> bool:
+        """The losses of the steps to come are looked at."""
+        return self.last_epoch < self.warmup_steps and (self.warmup == "linear" or self.peak_lr is None)
 
     def step(self, loss: Loss) -> None:  # type: ignore[override]
         """Call once after each optimizer step, with the training loss of that step.
 
         Args:
-            loss: a float or a tensor of one element, on any device; NaN and inf are allowed. After the
-                warmup it is not used.
+            loss: a float or a tensor of one element, on any device; NaN and inf are allowed. Once the
+                losses are no longer watched it is not used.
         """
-        if self.peak_lr is None and self.last_epoch < self.total_steps:
+        if self._watching:
             self._pending.add(loss, capacity=self._next_look - self._last_look)
+        looks = self._watching and self.last_epoch + 1 == self._next_look
         self._advance()
-        looks = self.last_epoch == self._next_look and self.peak_lr is None
+        tested = len(self.receipts)
         if looks:
             self._look()
         self._set_lr(self._lr())
-        if looks and self.peak_lr is not None:
-            report_divergence(
-                self.receipts[-1], min_lr=self.min_lr, peak_lr=self.peak_lr, on_divergence=self.on_divergence
-            )
+        if len(self.receipts) > tested:
+            last = self.receipts[-1]
+            rate = self._legs[-1].peak_lr if self._legs else last.lr
+            report_divergence(last, min_lr=self.min_lr, peak_lr=rate, on_divergence=self.on_divergence)
 
     def lr_at(self, step: int) -> float:
         """The learning rate that optimizer step ``step`` runs at, as decided so far; no ratios applied."""
         if step >= self.total_steps:
             return self.final_lr
-        if self.peak_lr is None or self.switch_step is None or step < self.switch_step:
-            return self._warmup_lr(step)
-        return self._decayed(self.peak_lr, self.switch_step, step)
+        leg = next((leg for leg in reversed(self._legs) if leg.start <= step), None)
+        if leg is None:
+            return self._rising_lr(step)
+        if step < leg.turn:
+            return leg.peak_lr * (step - leg.start + 1) / (leg.warmup + 1)
+        return self._decayed(leg.peak_lr, leg.turn, step)
 
     plot = look_inside.plot
     receipts_frame = look_inside.receipts_frame
@@ -198,40 +288,154 @@ class AutoWarmup(Schedule):
         Call it on every rank before rank 0's ``state_dict`` is saved for all of them: without it the
         others' losses since the last look are lost to the resumed run. Nothing to do on one process.
         """
-        if self.peak_lr is None and is_distributed(self._distributed):
+        if self._watching and is_distributed(self._distributed):
             self._pending.fill(self._pending.drain(distributed=True).tolist())
 
     def _lr(self) -> float:
         return self.lr_at(self.last_epoch)
 
-    def _warmup_lr(self, step: float) -> float:
-        return min(self.min_lr * math.exp(self._log_growth * step / self.warmup_steps), self.max_lr)
+    def _rising_lr(self, step: float) -> float:
+        return min(self.min_lr * math.exp(self._log_growth * step / self._rise_steps), self.max_lr)
 
     def _look_after(self, step: int) -> int:
-        """The next step at which losses are read: a test, a snapshot, or the longest warmup's end."""
+        """The next step at which losses are read: a test, a snapshot, or the end of a warmup."""
+        start, ends = 0, [self.warmup_steps]
+        if self.warmup == "linear":
+            if not self._legs:
+                return step + 1
+            leg = self._legs[-1]
+            start = leg.start
+            ends += [leg.turn] if leg.turn > step else []
         every = (self._test_every, self._snapshot_every)
-        return min(self.warmup_steps, *((step // n + 1) * n for n in every))
+        return min(*ends, *(start + ((step - start) // n + 1) * n for n in every))
 
     def _look(self) -> None:
-        """Read the waiting losses; test, take a snapshot, end the warmup, as the step demands."""
+        """Read the waiting losses; test, take a snapshot, change the course, as the step demands."""
         step = self.last_epoch
         distributed = is_distributed(self._distributed)
         losses = self._pending.drain(distributed=distributed)
         self.trace.update(losses)
-        self.rule.observe(losses, self.warmup_steps)
-        exhausted = step >= self.warmup_steps
-        is_test = exhausted or step % self._test_every == 0
-        receipt = self._judge(step, exhausted) if is_test else self._glance(step)
+        if self.warmup == "linear":
+            receipt, is_test = self._sweep_or_watch(step, losses)
+        else:
+            receipt, is_test = self._rise(step, losses)
         if distributed:
             receipt = Receipt.from_vector(from_rank_zero(receipt.to_vector()))
         self._positives = receipt.positives
-        self._last_look, self._next_look = step, self._look_after(step)
-        if receipt.verdict.ends_warmup:
+        if self.warmup == "linear":
+            receipt = self._follow(receipt)
+        elif receipt.verdict.ends_warmup:
             receipt = self._switch(receipt)
         elif self._snapshots is not None and step % self._snapshot_every == 0:
             self._snapshots.take(step, receipt.argmin_step, receipt.earliest_step)
+        self._last_look, self._next_look = step, self._look_after(step)
         if is_test:
             self.receipts.append(receipt)
+
+    # The linear warmup: a sweep, then legs.
+
+    def _sweep_or_watch(self, step: int, losses: Array) -> tuple[Receipt, bool]:
+        if self._legs:
+            self.rule.observe(losses, self._horizon())
+            return self._watch(step, self._legs[-1]), True
+        self._sweep.observe(losses)
+        return self._swept(step), self._sweep.over
+
+    def _swept(self, step: int) -> Receipt:
+        sweep = self._sweep
+        verdict = Verdict.RISING
+        if sweep.over:
+            lost = sweep.exploded and not sweep.improved
+            verdict = Verdict.DIVERGED if lost else Verdict.SWEPT
+            verdict = verdict if sweep.any_finite else Verdict.NO_EVIDENCE
+        rates = np.array([self._rising_lr(i) for i in range(step)])
+        receipt = self._receipt(step, Evidence.none(), verdict, 0)
+        return dataclasses.replace(
+            receipt, argmin_step=sweep.lowest, earliest_step=sweep.lowest, argmin_lr=sweep.lr(rates)
+        )
+
+    def _watch(self, step: int, leg: _Leg) -> Receipt:
+        any_finite = self.rule.smoother.count > 0
+        evidence = self.rule.test() if any_finite else Evidence.none(positive=self.rule.hopeless())
+        positives = self._positives + 1 if evidence.positive else 0
+        if positives >= self.rule.patience:
+            verdict = Verdict.PASSED if evidence.improved else Verdict.DIVERGED
+        else:
+            verdict = Verdict.REACHED if step == leg.turn else Verdict.WATCHED
+        # The rule's first losses are the sweep's, and so are its positions.
+        first = leg.start - self._sweep.steps // 2
+        argmin, earliest = (
+            max(self.rule.step_of(position, step - first) + first, leg.start)
+            for position in (evidence.argmin, evidence.earliest)
+        )
+        # The loss of a step is that of the weights before it: the step before was the last to lower it.
+        argmin, earliest = max(argmin - 1.0, leg.start), max(earliest - 1.0, leg.start)
+        receipt = self._receipt(step, evidence, verdict, positives)
+        return dataclasses.replace(
+            receipt, lr=self.lr_at(step - 1), start_step=first, argmin_step=argmin,
+            earliest_step=min(earliest, argmin), argmin_lr=self.lr_at(round(argmin)),
+        )  # fmt: skip
+
+    def _follow(self, receipt: Receipt) -> Receipt:
+        """Do what ``receipt`` says."""
+        step, verdict = receipt.step, receipt.verdict
+        snapshots = self._near_minimum
+        back: int | None = None
+        if not self._legs:
+            if verdict is Verdict.RISING:
+                if step == 1:  # at the lowest learning rate, which has changed next to nothing
+                    self._start.take(step, step)
+                snapshots.take(step, receipt.argmin_step)
+                return receipt
+            dear = step > _DEAR_SWEEP * self.total_steps and receipt.argmin_step > 1
+            store, at = (snapshots, receipt.argmin_step) if dear else (self._start, 1.0)
+            back = store.restore(at, optimizer=self._unused_optimizer)
+            self._start.clear()
+            self._unused_optimizer = {}
+            self._begin(step, self._warmup_to(receipt))
+        elif verdict.ends_warmup and verdict is not Verdict.REACHED:
+            back = snapshots.restore(receipt.argmin_step)
+            self._begin(step, _Leg(step, 0, max(_BACK_OFF * receipt.argmin_lr, self.final_lr)))
+        else:
+            snapshots.take(step, receipt.argmin_step, receipt.earliest_step)
+        leg = self._legs[-1]
+        if step >= leg.turn:
+            self.peak_lr, self.switch_step = leg.peak_lr, leg.turn
+        if step >= self.warmup_steps:
+            snapshots.clear()
+        if back is None:
+            return receipt
+        self.rolled_back_to = back
+        return dataclasses.replace(receipt, rolled_back_to=back)
+
+    def _warmup_to(self, receipt: Receipt) -> _Leg:
+        step = receipt.step
+        if receipt.verdict is Verdict.NO_EVIDENCE:
+            return _Leg(step, 0, self.min_lr)
+        left = self.total_steps - step
+        warmup = min(max(1, int(_LINEAR_SHARE * left)), self.warmup_steps - step)
+        return _Leg(step, warmup, min(_TARGET * receipt.argmin_lr, self.max_lr))
+
+    def _begin(self, step: int, leg: _Leg) -> None:
+        """Watch a new leg, with the sweep's first losses for the level that training starts from."""
+        self._legs.append(leg)
+        self._positives = 0
+        self.rule = copy.deepcopy(self._unused_rule)
+        self.rule.observe(np.array(self._sweep.losses[: self._sweep.steps // 2]), self._horizon())
+        self._near_minimum.clear()
+        self._near_minimum.take(step, step)
+
+    def _horizon(self) -> int:
+        """The losses that the rule will have seen at the end of the leg, if it is watched to the end."""
+        return self.warmup_steps - self._legs[-1].start + self._sweep.steps // 2
+
+    # The exponential warmup.
+
+    def _rise(self, step: int, losses: Array) -> tuple[Receipt, bool]:
+        self.rule.observe(losses, self.warmup_steps)
+        exhausted = step >= self.warmup_steps
+        is_test = exhausted or step % self._test_every == 0
+        return (self._judge(step, exhausted) if is_test else self._glance(step)), is_test
 
     def _judge(self, step: int, exhausted: bool) -> Receipt:
         any_finite = self.rule.smoother.count > 0
@@ -260,13 +464,13 @@ class AutoWarmup(Schedule):
         argmin_step = self.rule.step_of(evidence.argmin, step)
         return Receipt(
             step=step,
-            lr=self._warmup_lr(step - 1),
+            lr=self._rising_lr(step - 1),
             verdict=verdict,
             strength=evidence.strength,
             probability=evidence.probability,
             positives=positives,
             argmin_step=argmin_step,
-            argmin_lr=self._warmup_lr(argmin_step),
+            argmin_lr=self._rising_lr(argmin_step),
             earliest_step=min(self.rule.step_of(evidence.earliest, step), argmin_step),
             outputscale=evidence.hyper.outputscale,
             noise=evidence.hyper.noise,
@@ -286,12 +490,15 @@ class AutoWarmup(Schedule):
             if turned:
                 self.rolled_back_to = self._snapshots.restore(receipt.argmin_step)
             self._snapshots.clear()
+        self._legs.append(_Leg(receipt.step, 0, self.peak_lr))
         return dataclasses.replace(
             receipt, rolled_back_to=-1 if self.rolled_back_to is None else self.rolled_back_to
         )
 
     def _settings(self) -> dict[str, Any]:
         return super()._settings() | {
+            # Unknown to states from before there was a choice.
+            "warmup": None if self.warmup == "exponential" else self.warmup,
             "min_lr": self.min_lr, "max_lr": self.max_lr, "warmup_steps": self.warmup_steps,
             "test_every": self._test_every, "fallback": self.fallback,
             "rollback": self._snapshots is not None,
@@ -299,7 +506,7 @@ class AutoWarmup(Schedule):
         }  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings and tensors; during the warmup with the snapshots, if any.
+        """Plain numbers, strings and tensors; as long as losses are watched with the snapshots, if any.
 
         With several ranks call :meth:`synchronize` first, on all of them.
         """
@@ -307,6 +514,7 @@ class AutoWarmup(Schedule):
             "peak_lr": self.peak_lr,
             "switch_step": self.switch_step,
             "rolled_back_to": self.rolled_back_to,
+            "legs": [dataclasses.astuple(leg) for leg in self._legs],
             "positives": self._positives,
             "last_look": self._last_look,
             "pending": self._pending.tensor().cpu(),
@@ -314,6 +522,9 @@ class AutoWarmup(Schedule):
             "receipts": [receipt.to_dict() for receipt in self.receipts],
             "trace": self.trace.state_dict(),
             "snapshots": self._snapshots.state_dict() if self._snapshots is not None else None,
+            "sweep": self._sweep.state_dict() if self.warmup == "linear" else None,
+            "start": self._start.state_dict() if self.warmup == "linear" else None,
+            "unused_optimizer": self._unused_optimizer if self.warmup == "linear" else None,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -321,10 +532,17 @@ class AutoWarmup(Schedule):
         self._check(state_dict)
         if self._snapshots is not None:
             self._snapshots.load_state_dict(state_dict["snapshots"])
+        if self.warmup == "linear":
+            self._start.load_state_dict(state_dict["start"])
+            self._sweep.load_state_dict(state_dict["sweep"])
+            self._unused_optimizer = state_dict["unused_optimizer"]
         super().load_state_dict(state_dict)
         self.peak_lr = state_dict["peak_lr"]
         self.switch_step = state_dict["switch_step"]
         self.rolled_back_to = state_dict["rolled_back_to"]
+        self._legs = [
+            _Leg(int(start), int(warmup), float(peak)) for start, warmup, peak in state_dict["legs"]
+        ]
         self._positives = int(state_dict["positives"])
         self._last_look = int(state_dict["last_look"])
         self._next_look = self._look_after(self._last_look)

@@ -26,6 +26,17 @@ def cosine(progress: float, start: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * (progress - start) / (1.0 - start)))
 
 
+def linear(progress: float, start: float) -> float:
+    """A straight line to zero (Defazio et al. 2023, arXiv 2310.07831, section 3).
+
+    >>> [linear(p, 0.5) for p in (0.5, 0.75, 1.0)]
+    [1.0, 0.5, 0.0]
+    """
+    if progress >= 1.0:
+        return 0.0
+    return 1.0 if progress <= start else (1.0 - progress) / (1.0 - start)
+
+
 def constant_then_cosine(progress: float, start: float, cosine_fraction: float = 0.2) -> float:
     """Constant, then a cosine over the last ``cosine_fraction`` of all steps (AutoWU, section 3).
 
@@ -35,7 +46,11 @@ def constant_then_cosine(progress: float, start: float, cosine_fraction: float =
     return cosine(progress, max(start, 1.0 - cosine_fraction))
 
 
-DECAYS: dict[str, Decay] = {"cosine": cosine, "constant-then-cosine": constant_then_cosine}
+DECAYS: dict[str, Decay] = {
+    "cosine": cosine,
+    "linear": linear,
+    "constant-then-cosine": constant_then_cosine,
+}
 
 
 def get_decay(decay: str | Decay) -> Decay:

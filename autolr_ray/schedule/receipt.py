@@ -13,7 +13,7 @@ from autolr_ray.schedule.smoother import Array
 from autolr_ray.schedule.switch import RECEIPT_POINTS, Verdict
 
 _VERDICTS = list(Verdict)
-_SCALARS = 13
+_SCALARS = 14
 VECTOR_LENGTH = _SCALARS + 2 * RECEIPT_POINTS
 
 
@@ -33,7 +33,8 @@ class Receipt:
         earliest_step: the first step at which it may be as low (one-sd bands overlap).
         rolled_back_to: the step whose weights were put back, or -1.
         outputscale, noise, prior_mean: the posterior's hyperparameters.
-        mean, sd: the posterior on even points of [0, step], [points] float64.
+        start_step: where the posterior begins.
+        mean, sd: the posterior on even points of [start_step, step], [points] float64.
     """
 
     step: int
@@ -46,6 +47,7 @@ class Receipt:
     argmin_lr: float
     rolled_back_to: int = -1
     earliest_step: float = math.nan
+    start_step: int = 0
     outputscale: float
     noise: float
     prior_mean: float
@@ -62,7 +64,7 @@ class Receipt:
         scalars = [
             self.step, self.lr, _VERDICTS.index(self.verdict), self.probability, self.positives,
             self.argmin_step, self.argmin_lr, self.rolled_back_to, self.earliest_step,
-            self.outputscale, self.noise, self.prior_mean, self.strength,
+            self.outputscale, self.noise, self.prior_mean, self.strength, self.start_step,
         ]  # fmt: skip
         return torch.from_numpy(np.concatenate([scalars, self.mean, self.sd]))
 
@@ -72,13 +74,14 @@ class Receipt:
         values = vector.detach().cpu().numpy().astype(np.float64)
         (
             step, lr, verdict, probability, positives, argmin_step, argmin_lr, rolled_back_to,
-            earliest, scale, noise, mean, strength,
+            earliest, scale, noise, mean, strength, start,
         ) = values[:_SCALARS]  # fmt: skip
         return cls(
             step=int(step), lr=float(lr), verdict=_VERDICTS[int(verdict)], probability=float(probability),
             positives=int(positives), argmin_step=float(argmin_step), argmin_lr=float(argmin_lr),
             rolled_back_to=int(rolled_back_to), earliest_step=float(earliest),
-            strength=float(strength), outputscale=float(scale), noise=float(noise), prior_mean=float(mean),
+            start_step=int(start), strength=float(strength),
+            outputscale=float(scale), noise=float(noise), prior_mean=float(mean),
             mean=values[_SCALARS:-RECEIPT_POINTS].copy(), sd=values[-RECEIPT_POINTS:].copy(),
         )  # fmt: skip
 

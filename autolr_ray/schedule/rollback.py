@@ -75,12 +75,17 @@ class SnapshotStore:
         self._snapshots = {s: kept_state for s, kept_state in self._snapshots.items() if s in kept}
         self._snapshots[step] = self._copy()
 
-    def restore(self, argmin_step: float) -> int | None:
-        """Put back the snapshot nearest ``argmin_step`` in place; its step, or None without one."""
+    def restore(self, argmin_step: float, *, optimizer: dict[str, Any] | None = None) -> int | None:
+        """Put back the snapshot nearest ``argmin_step`` in place; its step, or None without one.
+
+        Args:
+            argmin_step: where the loss is lowest.
+            optimizer: the state that the optimizer gets instead, from :meth:`optimizer_state`.
+        """
         if not self._snapshots:
             return None
         step = min(self.steps, key=lambda s: (abs(s - argmin_step), s))
-        self._put_back(self._snapshots[step])
+        self._put_back(self._snapshots[step] | (optimizer or {}))
         return step
 
     def clear(self) -> None:
@@ -105,6 +110,14 @@ class SnapshotStore:
     def _copy(self) -> dict[str, Any]:
         return {
             "model": {name: self._keep(value) for name, value in _tensors(self._model).items()},
+            **self.optimizer_state(),
+            "scaler": self._scaler.state_dict() if self._scaler is not None else None,
+        }
+
+    @torch.no_grad()
+    def optimizer_state(self) -> dict[str, Any]:
+        """A copy of the optimizer's per-parameter state and group values, for :meth:`restore`."""
+        return {
             "optimizer": [
                 {key: self._keep(value) for key, value in self._optimizer.state.get(parameter, {}).items()}
                 for group in self._optimizer.param_groups
@@ -114,7 +127,6 @@ class SnapshotStore:
                 {key: self._keep(value) for key, value in group.items() if key not in _NOT_STATE}
                 for group in self._optimizer.param_groups
             ],
-            "scaler": self._scaler.state_dict() if self._scaler is not None else None,
         }
 
     @torch.no_grad()

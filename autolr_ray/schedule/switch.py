@@ -48,10 +48,16 @@ class Verdict(enum.Enum):
         "the warmup ends at the learning rate of the lowest loss so far"
     )
 
+    SWEPT = (
+        "the sweep has shown at which learning rates the loss falls: a linear warmup to their scale begins"
+    )
+    WATCHED = "the loss has not clearly passed its minimum: the learning rate goes on as planned"
+    REACHED = "the warmup has reached the scale that the sweep found, and the loss has not passed its minimum"
+
     @property
     def ends_warmup(self) -> bool:
         """Whether the learning rate stops rising."""
-        return self is not Verdict.RISING
+        return self not in (Verdict.RISING, Verdict.SWEPT, Verdict.WATCHED)
 
 
 @dataclass(frozen=True, kw_only=True)

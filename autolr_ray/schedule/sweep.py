@@ -1,0 +1,116 @@
+"""A short sweep over learning rates: at which of them does the loss fall, and how far can they go?
+
+An LR range test (Smith 2017, section 3.3) of a few steps. It gives the scale of the learning rate, a factor
+of three or so on either side; what the factor is, the linear warmup after it finds out.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from autolr_ray.schedule.smoother import Array
+
+_FEWEST, _MOST, _SHARE = 8, 64, 0.03
+_FIRST = 3
+# A rise counts as an explosion from so many of the largest steps between the losses of the first half.
+_EXPLOSION = 3.0
+
+
+def sweep_steps(total_steps: int) -> int:
+    """How many optimizer steps a sweep takes: 3% of all, at least 8, at most 64."""
+    return min(max(_FEWEST, int(_SHARE * total_steps)), _MOST)
+
+
+class Sweep:
+    """The losses of a sweep, one a step, and what they say.
+
+    Multiplying all losses by a positive number or adding one to them changes nothing.
+
+    Args:
+        steps: its length, >= 8.
+
+    Attributes:
+        losses: of the steps so far, non-finite ones as inf.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.losses: list[float] = []
+
+    def observe(self, losses: Array) -> None:
+        """Take in the losses [k] of the next k steps."""
+        self.losses += [loss if math.isfinite(loss) else math.inf for loss in losses.tolist()]
+
+    @property
+    def any_finite(self) -> bool:
+        """Whether any loss was."""
+        return bool(np.isfinite(self.losses).any())
+
+    @property
+    def level(self) -> float:
+        """What training starts from: the median of the first finite losses; NaN before any."""
+        finite = [loss for loss in self.losses if math.isfinite(loss)][:_FIRST]
+        return float(np.median(finite)) if finite else math.nan
+
+    @property
+    def _noise(self) -> float:
+        """The largest step between neighbours in the first half, where learning rates do little yet."""
+        first = np.array(self.losses[: self.steps // 2])
+        first = first[np.isfinite(first)]
+        return float(np.abs(np.diff(first)).max()) if len(first) > 1 else 0.0
+
+    @property
+    def exploded(self) -> bool:
+        """The last loss is not finite or far above the first ones; never said in the first half."""
+        if len(self.losses) <= self.steps // 2:
+            return False
+        rise = max(_EXPLOSION * self._noise, self.level - min(self.losses))
+        return not self.losses[-1] <= self.level + rise
+
+    @property
+    def over(self) -> bool:
+        """It has its length, or went as far as training can bear."""
+        return len(self.losses) >= self.steps or self.exploded
+
+    @property
+    def improved(self) -> bool:
+        """Some loss was lower than the first ones by more than noise."""
+        return self.level - min(self.losses) > self._noise
+
+    @property
+    def lowest(self) -> int:
+        """How many steps had been done when the loss was lowest."""
+        return int(np.argmin(self.losses))
+
+    def lr(self, rates: Array) -> float:
+        """The learning rate that brought the loss down: a mean of logarithms.
+
+        Each step counts with the square of how far below the level the loss after it was, so that no
+        single noisy loss decides, and the result lies between the rates that were tried.
+
+        Args:
+            rates: [len(losses)] learning rates of the steps.
+
+        Returns:
+            The lowest of ``rates`` if no loss was below the level.
+        """
+        losses = np.array(self.losses)
+        drop = self.level - losses.min()
+        if len(losses) < 2 or not drop > 0.0:
+            return float(rates.min())
+        weights = np.clip((self.level - losses[1:]) / drop, 0.0, 1.0) ** 2
+        if not weights.sum() > 0.0:
+            return float(rates.min())
+        return float(np.exp((weights * np.log(rates[: len(weights)])).sum() / weights.sum()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """A tensor."""
+        return {"losses": torch.tensor(self.losses, dtype=torch.float64)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from ``state``."""
+        self.losses = state["losses"].tolist()
