@@ -89,7 +89,8 @@ def posterior(scene: Scene) -> Figure | None:
         seen = step <= max(x.max(), r.switch_step)
         look_inside.draw_losses(axes, step[seen], loss[seen])
         known = np.where(np.isfinite(mean), mean, np.inf)
-        low = r.receipts[-1].argmin_step if r.receipts else float(x[int(known.argmin())])
+        at_the_switch = [receipt.argmin_step for receipt in r.receipts if receipt.step == r.switch_step]
+        low = at_the_switch[-1] if at_the_switch else float(x[int(known.argmin())])
         look_inside.draw_posterior(axes, x, mean, sd, low, colour=scene.colour(r.arm))
         if r.switch_step >= 0:
             axes.axvline(r.switch_step, color="#222222", lw=1.2, ls="--")

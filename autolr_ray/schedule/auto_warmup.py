@@ -246,7 +246,11 @@ class AutoWarmup(Schedule):
     @property
     def _watching(self) -> bool:
         """The losses of the steps to come are looked at."""
-        return self.last_epoch < self.warmup_steps and (self.warmup == "linear" or self.peak_lr is None)
+        if self.warmup == "exponential":
+            return self.peak_lr is None and self.last_epoch < self.warmup_steps
+        # At the lowest learning rate there is nothing left to decide.
+        lowest = bool(self._legs) and self._legs[-1].peak_lr <= max(self.min_lr, self.final_lr)
+        return self.last_epoch < self.warmup_steps and not lowest
 
     def step(self, loss: Loss) -> None:  # type: ignore[override]
         """Call once after each optimizer step, with the training loss of that step.
@@ -395,13 +399,14 @@ class AutoWarmup(Schedule):
             self._begin(step, self._warmup_to(receipt))
         elif verdict.ends_warmup and verdict is not Verdict.REACHED:
             back = snapshots.restore(receipt.argmin_step)
-            self._begin(step, _Leg(step, 0, max(_BACK_OFF * receipt.argmin_lr, self.final_lr)))
+            lowest = max(self.min_lr, self.final_lr)
+            self._begin(step, _Leg(step, 0, max(_BACK_OFF * receipt.argmin_lr, lowest)))
         else:
             snapshots.take(step, receipt.argmin_step, receipt.earliest_step)
         leg = self._legs[-1]
         if step >= leg.turn:
             self.peak_lr, self.switch_step = leg.peak_lr, leg.turn
-        if step >= self.warmup_steps:
+        if not self._watching:
             snapshots.clear()
         if back is None:
             return receipt

@@ -49,11 +49,11 @@ def plot(scheduler: AutoWarmup) -> Figure:
     figure = Figure(figsize=(9, 8), layout="constrained")
     loss_axes, lr_axes, test_axes = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 1.5))
     receipts = scheduler.receipts
+    last = scheduler.decision or (receipts[-1] if receipts else None)
     steps, losses = scheduler.trace.points()
     draw_losses(loss_axes, steps, losses)
-    if receipts and np.isfinite(receipts[-1].mean).any():
-        last = receipts[-1]
-        grid = np.linspace(0.0, last.step, len(last.mean))
+    if last is not None and np.isfinite(last.mean).any():
+        grid = np.linspace(last.start_step, last.step, len(last.mean))
         draw_posterior(loss_axes, grid, last.mean, last.sd, last.argmin_step, colour=_BLUE)
     loss_axes.legend(fontsize=8)
     _draw_rates(scheduler, lr_axes)

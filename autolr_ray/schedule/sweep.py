@@ -105,7 +105,8 @@ class Sweep:
         weights = np.clip((self.level - losses[1:]) / drop, 0.0, 1.0) ** 2
         if not weights.sum() > 0.0:
             return float(rates.min())
-        return float(np.exp((weights * np.log(rates[: len(weights)])).sum() / weights.sum()))
+        mean = np.exp((weights * np.log(rates[: len(weights)])).sum() / weights.sum())
+        return float(np.clip(mean, rates.min(), rates.max()))  # but for rounding it is
 
     def state_dict(self) -> dict[str, Any]:
         """A tensor."""

@@ -26,7 +26,7 @@ def finished_record(
     """The record of a run that is over, under these labels."""
     spec, schedule = training.spec, training.schedule
     auto = schedule if isinstance(schedule, AutoWarmup) else None
-    decision = auto.receipts[-1] if auto and auto.switch_step is not None else None
+    decision = auto.decision if auto else None
     linear = schedule if isinstance(schedule, LinearWarmup) else None
     peak_lr = auto.peak_lr if auto else linear.peak_lr if linear else max(training.rates)
     if "d" in training.optimizer.param_groups[0]:
@@ -36,7 +36,7 @@ def finished_record(
     kept = np.unique(np.linspace(0, training.total_steps - 1, _TRACE_POINTS).round().astype(int))
     posterior = Posterior(step=[], mean=[], sd=[])
     if decision is not None:
-        steps = np.linspace(0.0, decision.step, len(decision.mean))
+        steps = np.linspace(decision.start_step, decision.step, len(decision.mean))
         posterior = Posterior(step=steps.tolist(), mean=decision.mean.tolist(), sd=decision.sd.tolist())
     return RunRecord(
         cell=spec.cell, study=study, arm=arm, point=point,

@@ -14,7 +14,7 @@ from autolr_ray.train.arm import Parts, Scheduler, as_scheduler
 from autolr_ray.train.config import Config
 
 PositiveLR = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-DecayName = Literal["cosine", "constant-then-cosine"]
+DecayName = Literal["cosine", "linear", "constant-then-cosine"]
 
 
 class AutoWarmupSpec(Config):
@@ -22,7 +22,8 @@ class AutoWarmupSpec(Config):
 
     kind: Literal["auto_warmup"] = "auto_warmup"
     rule: Literal["robust", "paper"] = "robust"
-    decay: DecayName = "cosine"
+    warmup: Literal["linear", "exponential"] | None = None
+    decay: DecayName | None = None
     fallback: Literal["argmin", "keep"] = "argmin"
     rollback: bool = True
     min_lr: PositiveLR = 1e-5
@@ -34,14 +35,27 @@ class AutoWarmupSpec(Config):
         _require_rise(self.min_lr, self.max_lr)
         return self
 
+    @model_validator(mode="after")
+    def _can_be_linear(self) -> Self:
+        if self.warmup == "linear" and (self.rule == "paper" or not self.rollback):
+            raise ValueError(
+                "warmup: 'linear' is not allowed with rule 'paper' or without rollback; 'exponential' is"
+            )
+        return self
+
+    @property
+    def always_exponential(self) -> bool:
+        """Whatever the run, the warmup is the original's."""
+        return self.warmup == "exponential" or self.rule == "paper" or not self.rollback
+
     def build(self, parts: Parts) -> tuple[Optimizer, Scheduler]:
         """The optimizer and its schedule."""
         optimizer = parts.make_optimizer()
         return optimizer, AutoWarmup(
             optimizer, parts.total_steps, steps_per_epoch=parts.steps_per_epoch,
             model=parts.model if self.rollback else None, scaler=parts.scaler, rule=self.rule,
-            decay=self.decay, fallback=self.fallback, min_lr=self.min_lr, max_lr=self.max_lr,
-            max_warmup_fraction=self.max_warmup_fraction,
+            warmup=self.warmup, decay=self.decay, fallback=self.fallback,
+            min_lr=self.min_lr, max_lr=self.max_lr, max_warmup_fraction=self.max_warmup_fraction,
         )  # fmt: skip
 
 

@@ -117,5 +117,9 @@ class RunSpec(Config):
         for name, usual in _ADDED_LATER.items():
             if decisive[name] == usual:
                 del decisive[name]
+        if isinstance(self.schedule, AutoWarmupSpec) and self.schedule.always_exponential:
+            # The only warmup there once was; its runs keep their names.
+            del decisive["schedule"]["warmup"]
+            decisive["schedule"]["decay"] = self.schedule.decay or "cosine"
         text = json.dumps({"format": 1, **decisive}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -86,8 +86,8 @@ def main() -> None:
             scheduler.synchronize()  # on every process: the main one saves the losses of all
             accelerator.save_state(str(arguments.checkpoints / f"epoch-{epoch + 1}"))
 
-    last = scheduler.receipts[-1]  # no test follows the one that ended the warmup
-    accelerator.print(f"switch at step {last.step}, peak lr {scheduler.peak_lr:.6g}: {last.reason}")
+    end = f"switch at step {scheduler.switch_step}, peak lr {scheduler.peak_lr:.6g}: {scheduler.reason}"
+    accelerator.print(end)
     accelerator.end_training()
 
 

@@ -72,8 +72,8 @@ class Classifier(lightning.LightningModule):
     def on_train_end(self) -> None:
         """Say when and why the warmup ended."""
         if self.trainer.is_global_zero:
-            last, peak_lr = self.scheduler.receipts[-1], self.scheduler.peak_lr
-            print(f"switch at step {last.step}, peak lr {peak_lr:.6g}: {last.reason}", flush=True)
+            step, peak_lr = self.scheduler.switch_step, self.scheduler.peak_lr
+            print(f"switch at step {step}, peak lr {peak_lr:.6g}: {self.scheduler.reason}", flush=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put all ranks' losses into the one state that rank 0 writes.

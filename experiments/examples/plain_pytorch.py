@@ -69,8 +69,7 @@ def main() -> None:
             arguments.checkpoints.mkdir(parents=True, exist_ok=True)
             torch.save(state, arguments.checkpoints / f"epoch-{epoch + 1}.pt")
 
-    last = scheduler.receipts[-1]  # no test follows the one that ended the warmup
-    print(f"switch at step {last.step}, peak lr {scheduler.peak_lr:.6g}: {last.reason}")
+    print(f"switch at step {scheduler.switch_step}, peak lr {scheduler.peak_lr:.6g}: {scheduler.reason}")
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
             "phase": scheduler.phase,
             "switch_step": scheduler.switch_step,
             "peak_lr": scheduler.peak_lr,
-            "reason": scheduler.receipts[-1].reason if scheduler.receipts else None,
+            "reason": scheduler.reason,
         }
         scheduler.synchronize()  # on every rank: rank 0's state then holds the losses of all
         if context.get_world_rank() != 0:

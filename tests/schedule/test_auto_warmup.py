@@ -593,7 +593,8 @@ BAD = [
     *[("steps_per_epoch", value) for value in (0, -1, 2.5, "3", True, None)],
     *[("fallback", value) for value in ("nope", "", None)],
     *[("on_divergence", value) for value in ("nope", "", None, True)],
-    *[("decay", value) for value in ("nope", None, 1.0)],
+    *[("decay", value) for value in ("nope", "", 1.0)],
+    *[("warmup", value) for value in ("nope", "", 1.0, True)],
     *[("rule", value) for value in ("nope", None, 3)],
 ]  # fmt: skip
 
@@ -845,7 +846,7 @@ def test_copies_of_a_whole_training_roll_back_their_own_weights():
 @pytest.mark.parametrize("batch_norm", [False, True], ids=["plain", "batch_norm"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize(
-    "ending", [{"rule": "paper"}, {"rule": "robust"}, {"rule": "paper", "steps_per_epoch": NEVER}],
+    "ending", [{"rule": "paper"}, {"warmup": "exponential"}, {"rule": "paper", "steps_per_epoch": NEVER}],
     ids=["paper", "robust", "fallback"],
 )  # fmt: skip
 def test_rollback_puts_back_what_was_there_bit_for_bit(name, batch_norm, ending):

@@ -59,6 +59,6 @@ def test_get_decay():
 
     assert get_decay(own) is own
     with pytest.raises(
-        ValueError, match="decay: unknown 'linear'; allowed: cosine, constant-then-cosine, or a fun"
+        ValueError, match="decay: unknown 'step'; allowed: cosine, linear, constant-then-cosine, or a fun"
     ):
-        get_decay("linear")
+        get_decay("step")

@@ -16,7 +16,18 @@ import pytest
 import torch
 import train_helpers as helpers
 from torch.nn import functional as F
-from train_helpers import AUTO, LINEAR, PAPER, STEPS_PER_EPOCH, Cut, SpyContext, assert_same, result, spec_of
+from train_helpers import (
+    AUTO,
+    LINEAR,
+    PAPER,
+    STEPS_PER_EPOCH,
+    SWEPT,
+    Cut,
+    SpyContext,
+    assert_same,
+    result,
+    spec_of,
+)
 
 from autolr_ray.schedule import LinearWarmup
 from autolr_ray.train import LocalContext, RunRecord, loop, run
@@ -24,7 +35,7 @@ from autolr_ray.train.batches import TrainBatches
 from autolr_ray.train.checkpoints import CheckpointFolder, load_state, save_state
 from autolr_ray.train.record import write_record
 
-SCHEDULES = {"robust": AUTO, "paper": PAPER, "linear": LINEAR}
+SCHEDULES = {"swept": SWEPT, "robust": AUTO, "paper": PAPER, "linear": LINEAR}
 
 
 @pytest.fixture(scope="module")

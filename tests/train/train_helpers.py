@@ -117,7 +117,8 @@ simple = Task(name="simple", data=tensors, model=simple_network, transform=scale
 
 # 160 steps of warmup at most: the robust rule then looks every second or third step, and at the end of an
 # epoch of 25 steps some losses wait for the next look.
-AUTO = {"kind": "auto_warmup", "max_lr": 10.0, "max_warmup_fraction": 0.8}
+AUTO = {"kind": "auto_warmup", "warmup": "exponential", "max_lr": 10.0, "max_warmup_fraction": 0.8}
+SWEPT = {"kind": "auto_warmup"}
 PAPER = AUTO | {"rule": "paper"}
 LINEAR = {"kind": "linear_warmup", "peak_lr": 0.02, "warmup_fraction": 0.1}
 

@@ -1,0 +1,373 @@
+"""AutoWarmup's linear warmup: a short sweep, back to where it began, and a warmup that the rule watches."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from schedule_helpers import (
+    OPTIMIZERS,
+    assert_same,
+    backward_on_batch,
+    dummy_optimizer,
+    everything,
+    saved_and_loaded,
+    small_net,
+)
+
+from autolr_ray.schedule import AutoWarmup, DivergenceError, DivergenceWarning, RobustRule, Verdict
+from autolr_ray.schedule.sweep import Sweep, sweep_steps
+
+NAN, INF = math.nan, math.inf
+RATES = np.geomspace(1e-5, 1.0, 8)
+
+
+def swept(losses, steps=8):
+    sweep = Sweep(steps)
+    sweep.observe(np.array(losses))
+    return sweep
+
+
+# --- the sweep -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("total", "steps"), [(1, 8), (60, 8), (299, 8), (400, 12), (2000, 60), (2200, 64), (10**6, 64)]
+)
+def test_its_length(total, steps):
+    assert sweep_steps(total) == steps
+
+
+def test_it_is_over_at_its_length_or_when_the_loss_explodes():
+    assert not swept([2.3, 2.31, 2.3, 2.29, 2.2, 2.0, 1.6]).over
+    assert swept([2.3, 2.31, 2.3, 2.29, 2.2, 2.0, 1.6, 1.5]).over
+    blown = swept([2.3, 2.31, 2.3, 2.29, 1.5, 4.0])
+    assert blown.over
+    assert blown.exploded
+    assert swept([2.3, 2.31, 2.3, 2.29, NAN]).exploded
+
+
+def test_a_rise_no_higher_than_noise_or_than_the_fall_is_no_explosion():
+    assert not swept([2.3, 2.5, 2.2, 2.4, 2.8]).exploded
+    assert not swept([2.3, 2.31, 2.3, 2.29, 1.5, 3.0]).exploded
+
+
+def test_nothing_explodes_in_the_first_half():
+    """Learning rates are too low there: what looks like it is noise, or a loss that is not finite yet."""
+    for losses in ([2.3, 9.0], [NAN], [INF, INF, INF, INF], [2.3, 2.3, 2.3, NAN]):
+        assert not swept(losses).over
+
+
+def test_the_rate_is_between_those_that_brought_the_loss_down():
+    sweep = swept([2.3, 2.3, 2.3, 2.3, 2.3, 1.3, 9.0])
+    assert sweep.lowest == 5
+    assert sweep.lr(RATES[:7]) == pytest.approx(RATES[4])  # the step before the lowest loss made it so
+    half = swept([2.3, 2.3, 2.3, 2.3, 1.3, 1.3, 9.0])
+    assert half.lr(RATES[:7]) == pytest.approx(math.sqrt(RATES[3] * RATES[4]))
+    slow = swept([2.3, 2.3, 2.3, 2.3, 1.8, 1.3, 9.0])  # half of the fall counts a quarter
+    assert slow.lr(RATES[:7]) == pytest.approx(
+        math.exp((0.25 * math.log(RATES[3]) + math.log(RATES[4])) / 1.25)
+    )
+
+
+@pytest.mark.parametrize("losses", [[2.0] * 8, [2.0, 2.1, 2.2, 2.3, 2.4, 9.0], [NAN] * 8, [2.0]])
+def test_without_a_fall_the_lowest_rate(losses):
+    sweep = swept(losses)
+    assert not sweep.any_finite or not sweep.improved
+    assert sweep.lr(RATES[: len(losses)]) == RATES[0]
+
+
+def test_a_start_that_is_not_finite_is_passed_over():
+    sweep = swept([NAN, INF, 2.3, 2.3, 2.3, 2.2, 1.3, 1.4])
+    assert sweep.level == 2.3
+    assert sweep.improved
+    assert RATES[3] < sweep.lr(RATES) < RATES[6]
+
+
+loss = st.floats(0.1, 5.0)
+
+
+@given(st.lists(loss, min_size=2, max_size=8), st.sampled_from([1e-6, 0.5, 64.0, 1e6]))
+def test_property_scale_changes_nothing(losses, scale):
+    one, other = swept(losses), swept([scale * value for value in losses])
+    if math.log2(scale) % 1 == 0:  # else rounding may decide a tie
+        assert (one.over, one.exploded, one.improved, one.lowest) == (
+            other.over, other.exploded, other.improved, other.lowest,
+        )  # fmt: skip
+    rates = RATES[: len(losses)]
+    assert one.lr(rates) == pytest.approx(other.lr(rates), rel=1e-6)
+
+
+@given(st.lists(st.one_of(loss, st.just(NAN), st.just(INF)), min_size=1, max_size=8))
+def test_property_the_rate_is_one_that_was_tried_or_between(losses):
+    sweep = swept(losses)
+    assert RATES[0] <= sweep.lr(RATES[: len(losses)]) <= RATES[-1]
+
+
+# --- the schedule --------------------------------------------------------------------------------
+
+
+class Run:
+    """A small network, trained for real on losses that are made up.
+
+    The sweep's fall from 2.3 to 1.3 at the rate ``best`` and explode at the next. After it they fall from 2.3
+    towards ``floor`` over ``fall`` steps, and are ``blown`` in the steps named by ``blows``.
+    """
+
+    def __init__(self, total=100, name="adamw", best=1e-2, blows=(), blown=30.0, **settings):
+        self.model = small_net(batch_norm=True)
+        self.optimizer = OPTIMIZERS[name](self.model.parameters())
+        self.total, self.best, self.blows, self.blown = total, best, blows, blown
+        self.schedule = AutoWarmup(self.optimizer, total, model=self.model, **settings)
+        self.rates, self.past, self.t = [], [everything(self.model, self.optimizer)], 0
+
+    def loss(self):
+        noise = 0.01 * math.sin(12.9898 * self.t)
+        if not self.schedule._legs:
+            lr = self.rates[-2] if len(self.rates) > 1 else 0.0
+            return (
+                2.3 - 1.0 / (1.0 + (self.best / max(lr, 1e-12)) ** 2) + noise if lr < 4 * self.best else 50.0
+            )
+        if self.t in self.blows:
+            return self.blown
+        return 0.5 + 1.8 * math.exp(-(self.t - self.schedule._legs[0].start) / 10.0) + noise
+
+    def step(self):
+        backward_on_batch(self.model, self.t)
+        self.rates.append(self.schedule.get_last_lr()[0])
+        self.optimizer.step()
+        self.past.append(everything(self.model, self.optimizer))
+        self.schedule.step(self.loss())
+        self.t += 1
+
+    def until(self, t):
+        while self.t < t:
+            self.step()
+        return self
+
+    def end(self):
+        return self.until(self.total)
+
+    @property
+    def swept(self):
+        return next(r for r in self.schedule.receipts if r.verdict is Verdict.SWEPT)
+
+
+def test_a_whole_run():
+    run = Run().end()
+    schedule, start = run.schedule, run.swept.step
+    assert schedule.warmup == "linear"
+    assert 4 < start <= 8
+    sweep = np.array(run.rates[:start])
+    np.testing.assert_allclose(np.diff(np.log(sweep)), math.log(1e5) / 7, rtol=1e-9)
+    assert run.best / 5 < run.swept.argmin_lr < run.best * 5
+
+    peak, turn = schedule.peak_lr, schedule.switch_step
+    assert peak == pytest.approx(1.5 * run.swept.argmin_lr)
+    assert turn == start + int(0.2 * (100 - start))
+    warmup = run.rates[start : turn + 1]
+    np.testing.assert_allclose(warmup, peak * np.arange(1, len(warmup) + 1) / len(warmup))
+    decay = run.rates[turn:]
+    np.testing.assert_allclose(decay, peak * (100 - np.arange(turn, 100)) / (100 - turn))
+    assert schedule.get_last_lr() == [0.0]
+    assert [schedule.lr_at(t) for t in range(100)] == run.rates
+    assert schedule.decision.verdict is Verdict.REACHED
+    assert schedule.decision.step == turn
+    assert schedule.reason == Verdict.REACHED.value
+    assert all(r.verdict is Verdict.WATCHED for r in schedule.receipts if r.step > turn)
+    assert max(r.step for r in schedule.receipts) == 50  # half of the run is watched
+
+
+def test_a_sweep_that_was_cheap_is_thrown_away():
+    run = Run(total=400)
+    while not run.schedule._legs:
+        run.step()
+    assert run.schedule.rolled_back_to == 1
+    assert_same(part(run, "model."), {k: v for k, v in run.past[1].items() if k.startswith("model.")})
+    assert not part(run, "state")  # the optimizer begins anew
+
+
+def test_a_sweep_that_was_dear_goes_on_from_its_lowest_loss():
+    run = Run(total=100)
+    while not run.schedule._legs:
+        run.step()
+    back = run.swept.argmin_step
+    assert run.schedule.rolled_back_to == back > 1
+    assert_same(part(run, "model."), {k: v for k, v in run.past[int(back)].items() if k.startswith("model.")})
+    assert not part(run, "state")
+
+
+def part(run, start):
+    return {k: v for k, v in everything(run.model, run.optimizer).items() if k.startswith(start)}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_when_the_loss_passes_its_minimum_it_goes_on_from_there_at_half(name):
+    run = Run(name=name, blows=range(20, 100))
+    while not any(r.verdict is Verdict.PASSED for r in run.schedule.receipts):
+        run.step()
+    receipt = run.schedule.receipts[-1]
+    assert 20 < receipt.step < 40
+    back = run.schedule.rolled_back_to
+    assert back == receipt.rolled_back_to
+    assert run.swept.step <= back <= 21
+    assert_same(everything(run.model, run.optimizer), run.past[back])
+    assert receipt.argmin_lr == pytest.approx(run.rates[round(receipt.argmin_step)])
+    assert run.schedule.peak_lr == pytest.approx(0.5 * receipt.argmin_lr)
+    assert run.schedule.get_last_lr()[0] == pytest.approx(run.schedule.peak_lr)
+    assert run.schedule.switch_step == receipt.step
+    assert run.schedule.decision is receipt
+
+
+def test_the_second_half_is_not_watched_and_keeps_no_snapshots():
+    run = Run(blows=range(51, 100)).end()
+    assert run.schedule.decision.verdict is Verdict.REACHED
+    assert run.schedule._snapshots.nbytes == 0
+
+
+@pytest.mark.parametrize("blows", [(), range(20, 100)], ids=["reached", "passed"])
+@pytest.mark.parametrize("name", ["adamw", "sgd_momentum"])
+def test_split_training_is_the_whole_training_at_every_step(name, blows):
+    whole = Run(total=60, name=name, blows=blows)
+    states = []
+    for _ in range(59):
+        states.append(
+            saved_and_loaded(
+                {
+                    "model": copy.deepcopy(whole.model.state_dict()),
+                    "optimizer": copy.deepcopy(whole.optimizer.state_dict()),
+                    "schedule": whole.schedule.state_dict(),
+                }
+            )
+        )
+        whole.step()
+    whole.step()
+    for t, state in enumerate(states):
+        resumed = Run(total=60, name=name, blows=blows)
+        resumed.model.load_state_dict(state["model"])
+        resumed.optimizer.load_state_dict(state["optimizer"])
+        resumed.schedule.load_state_dict(state["schedule"])
+        resumed.rates, resumed.t = whole.rates[:t], t
+        resumed.end()
+        assert resumed.rates == whole.rates
+        assert_same(everything(resumed.model, resumed.optimizer), everything(whole.model, whole.optimizer))
+        assert_same(
+            [r.to_dict() for r in resumed.schedule.receipts], [r.to_dict() for r in whole.schedule.receipts]
+        )
+
+
+def test_no_finite_loss_at_all():
+    run = Run()
+    run.loss = lambda: NAN
+    with pytest.warns(DivergenceWarning, match="no loss was finite"):
+        run.end()
+    assert run.schedule.decision.verdict is Verdict.NO_EVIDENCE
+    assert run.schedule.peak_lr == run.schedule.min_lr
+
+
+@pytest.mark.parametrize("on_divergence", ["warn", "raise"])
+def test_a_loss_that_only_rises(on_divergence):
+    run = Run(on_divergence=on_divergence)
+    run.loss = lambda: 2.0 + 0.001 * run.t if run.t < 4 else 2.0 + run.t
+    expected = pytest.warns(DivergenceWarning) if on_divergence == "warn" else pytest.raises(DivergenceError)
+    with expected:
+        run.until(20)
+    assert run.schedule.receipts[0].verdict is Verdict.DIVERGED
+    assert run.schedule._legs[0].peak_lr < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore::autolr_ray.schedule.DivergenceWarning")
+@pytest.mark.parametrize("total", [32, 33, 40, 64, 100, 257])
+@pytest.mark.parametrize("fraction", [0.5, 0.8, 1.0])
+def test_any_losses_give_bounded_rates_that_end_exactly(total, fraction):
+    for seed in range(4):
+        generator = np.random.default_rng(seed)
+        run = Run(total=total, max_warmup_fraction=fraction, final_lr=1e-4)
+        run.loss = lambda g=generator: float(g.choice([g.normal(), NAN, INF, 1e9], p=[0.8, 0.05, 0.05, 0.1]))
+        run.end()
+        assert all(0.0 < rate <= 1.0 for rate in run.rates)
+        assert run.schedule.get_last_lr() == [1e-4]
+        assert run.schedule.peak_lr is not None
+        assert run.schedule.decision is not None
+
+
+def test_no_rate_above_max_lr():
+    run = Run(best=0.05, max_lr=0.1).end()
+    assert max(run.rates) <= 0.1
+
+
+def test_groups_keep_their_ratio():
+    model = small_net(batch_norm=False)
+    groups = [
+        {"params": [p], "lr": lr} for p, lr in zip(model.parameters(), (1.0, 0.5, 0.1, 0.1), strict=True)
+    ]
+    optimizer = torch.optim.SGD(groups, lr=1.0)
+    schedule = AutoWarmup(optimizer, 60, model=model)
+    for t in range(60):
+        high, *low = schedule.get_last_lr()
+        assert low == pytest.approx([0.5 * high, 0.1 * high, 0.1 * high])
+        schedule.step(2.0 - t / 60)
+
+
+# --- which warmup --------------------------------------------------------------------------------
+
+
+def test_linear_where_it_can_be():
+    model = small_net(batch_norm=False)
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+
+    def warmup(total=100, **settings):
+        return AutoWarmup(optimizer, total, steps_per_epoch=2, **settings).warmup
+
+    assert warmup(model=model) == "linear"
+    assert warmup(model=model, rule=RobustRule()) == "linear"
+    assert warmup(32, model=model) == "linear"
+    assert warmup() == "exponential"
+    assert warmup(model=model, rollback=False) == "exponential"
+    assert warmup(model=model, rule="paper") == "exponential"
+    assert warmup(31, model=model) == "exponential"
+    assert warmup(model=model, max_warmup_fraction=0.15) == "exponential"
+    assert warmup(model=model, warmup="exponential") == "exponential"
+
+
+def test_the_decay_goes_with_it():
+    model = small_net(batch_norm=False)
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    assert AutoWarmup(optimizer, 100, model=model).decay_name == "linear"
+    assert AutoWarmup(optimizer, 100, model=model, decay="cosine").decay_name == "cosine"
+    assert AutoWarmup(optimizer, 100).decay_name == "cosine"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model": None}, "it needs model and rollback"),
+        ({"rollback": False}, "it needs model and rollback"),
+        ({"rule": "paper"}, "another rule than 'paper'"),
+        ({"total_steps": 31}, r"max_warmup_fraction \* total_steps >= 16"),
+    ],
+)
+def test_linear_where_it_cannot_be_is_refused(settings, message):
+    model = small_net(batch_norm=False)
+    arguments = {"total_steps": 100, "model": model, "steps_per_epoch": 5} | settings
+    with pytest.raises(ValueError, match=f"warmup: 'linear' is not allowed; .*{message}"):
+        AutoWarmup(OPTIMIZERS["adamw"](model.parameters()), warmup="linear", **arguments)
+
+
+def test_a_state_of_the_other_warmup_is_refused_and_nothing_changed():
+    linear, other = Run().until(20), Run(warmup="exponential", decay="linear").until(20)
+    for target, source in ((linear, other), (other, linear)):
+        before = copy.deepcopy(target.schedule.state_dict())
+        with pytest.raises(ValueError, match="warmup"):
+            target.schedule.load_state_dict(source.schedule.state_dict())
+        assert_same(target.schedule.state_dict(), before)
+
+
+def test_the_loss_on_its_own_is_watched_without_a_model():
+    schedule = AutoWarmup(dummy_optimizer(), 60)
+    for t in range(60):
+        schedule.step(abs(t - 15.0))
+    assert schedule.decision.verdict is Verdict.PASSED
