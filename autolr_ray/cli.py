@@ -116,7 +116,8 @@ def run_train(options: argparse.Namespace) -> int:
 
         named = ("task", "model", "data_dir", "batch_size", "epochs", "optimizer", "seed", "workers")
         more = ("accumulation_steps", "precision", "checkpoint_every")
-        schedule = ("decay", "rule", "min_lr", "max_lr", "max_warmup_fraction", "peak_lr", "warmup_fraction")
+        rise = ("rule", "warmup", "min_lr", "max_lr", "max_warmup_fraction")
+        schedule = (*rise, "decay", "peak_lr", "warmup_fraction")
         try:
             spec = read_spec(
                 options.spec,

@@ -15,7 +15,8 @@ OPTIMIZERS = ("adamp", "lamb", "adamw", "sgd_nesterov", "prodigy", "schedule_fre
 PRECISIONS = ("float32", "bfloat16", "float16")
 SCHEDULES = ("auto_warmup", "linear_warmup")
 RULES = ("robust", "paper")
-DECAYS = ("cosine", "constant-then-cosine")
+DECAYS = ("cosine", "linear", "constant-then-cosine")
+WARMUPS = ("linear", "exponential")
 
 
 class Parser(argparse.ArgumentParser):
@@ -91,7 +92,15 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     schedule = parser.add_argument_group("its schedule")
     schedule.add_argument("--schedule", choices=SCHEDULES, help="(default: auto_warmup)")
-    schedule.add_argument("--decay", choices=DECAYS, help="after the warmup (default: cosine)")
+    schedule.add_argument(
+        "--decay", choices=DECAYS,
+        help="after the warmup (default: cosine, after auto_warmup's linear warmup linear)",
+    )  # fmt: skip
+    schedule.add_argument(
+        "--warmup", choices=WARMUPS,
+        help="auto_warmup: a short sweep and a linear warmup, or one exponential rise (default: linear where "
+        "it can be)",
+    )  # fmt: skip
     schedule.add_argument("--rule", choices=RULES, help="auto_warmup: what ends the warmup (default: robust)")
     schedule.add_argument(
         "--min-lr", type=float, metavar="LR", help="auto_warmup: where the rise starts (default: 1e-05)"

@@ -15,6 +15,7 @@ import pytest
 from autolr_ray import options
 from autolr_ray.cli import main, make_parser
 from autolr_ray.schedule import DECAYS, RULES
+from autolr_ray.schedule.auto_warmup import WARMUPS
 from autolr_ray.train import OPTIMIZERS, AutoWarmupSpec, LinearWarmupSpec, RunSpec
 from autolr_ray.train.compute import Compute
 
@@ -164,9 +165,9 @@ print(*sorted({"torch", "numpy", "ray", "pandas", "matplotlib", "pydantic"} & se
 
 
 def test_names_and_defaults_in_the_help_are_those_of_a_run() -> None:
-    names = (options.OPTIMIZERS, options.RULES, options.DECAYS, options.SCHEDULES)
+    names = (options.OPTIMIZERS, options.RULES, options.WARMUPS, options.DECAYS, options.SCHEDULES)
     kinds = tuple(kind.model_fields["kind"].default for kind in (AutoWarmupSpec, LinearWarmupSpec))
-    assert names == (OPTIMIZERS, tuple(RULES), tuple(DECAYS), kinds)
+    assert names == (OPTIMIZERS, tuple(RULES), WARMUPS, tuple(DECAYS), kinds)
     usual: dict[str, Any] = {"precision": Compute().precision}
     for model in (LinearWarmupSpec, AutoWarmupSpec, RunSpec):
         usual |= {name: field.default for name, field in model.model_fields.items()}

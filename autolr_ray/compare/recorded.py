@@ -38,6 +38,11 @@ def recorded_curve(path: Path, cell: str) -> Curve:
             f"cell: {record.cell} is not allowed; the learning rate of {record.schedule} does not rise "
             "exponentially, a run of auto_warmup is needed"
         )
+    if any(receipt.verdict == "swept" for receipt in record.receipts):
+        raise CurveError(
+            f"cell: {record.cell} is not allowed; its learning rate rose in a short sweep, then linearly; "
+            "a run with warmup: exponential is needed"
+        )
     schedule = next((c.spec.schedule for c in runs.cells if c.spec.cell == record.cell), None)
     notes: tuple[str, ...] = ()
     if not isinstance(schedule, AutoWarmupSpec):

@@ -467,9 +467,10 @@ def test_a_recorded_run_decides_again_as_it_did(
 
 @pytest.fixture(scope="module")
 def digits_run(tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
-    """A real run of a few seconds, with the usual settings."""
-    from autolr_ray.train import RunSpec
+    """A real run of a few seconds, of the original's warmup."""
+    from autolr_ray.train import AutoWarmupSpec, RunSpec
 
-    spec = RunSpec(task="digits", model="mlp", batch_size=64, epochs=12)
+    schedule = AutoWarmupSpec(warmup="exponential")
+    spec = RunSpec(task="digits", model="mlp", batch_size=64, epochs=12, schedule=schedule)
     place = tmp_path_factory.mktemp("digits")
     return train_run(spec, LocalContext(place / "runs", place / "records"), arm="auto_warmup", study="s")

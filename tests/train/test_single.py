@@ -25,7 +25,7 @@ BASE = {"task": "train_helpers:mlp", "batch_size": 8, "epochs": 8}
 # As ``train_helpers.AUTO``: these runs turn.
 OPTIONS = [
     *("--task", "train_helpers:mlp", "--batch-size", "8", "--epochs", "8"),
-    *("--max-lr", "10", "--max-warmup-fraction", "0.8", "--device", "cpu"),
+    *("--warmup", "exponential", "--max-lr", "10", "--max-warmup-fraction", "0.8", "--device", "cpu"),
 ]
 
 
