@@ -389,6 +389,9 @@ class AutoWarmup(Schedule):
             if verdict is Verdict.RISING:
                 if step == 1:  # at the lowest learning rate, which has changed next to nothing
                     self._start.take(step, step)
+                    if any(group.get("capturable") for group in self.optimizer.param_groups):
+                        # A CUDA graph holds on to the tensors of the state: they have to stay.
+                        self._unused_optimizer = self._start.optimizer_state()
                 snapshots.take(step, receipt.argmin_step)
                 return receipt
             dear = step > _DEAR_SWEEP * self.total_steps and receipt.argmin_step > 1

@@ -200,6 +200,22 @@ def test_a_sweep_that_was_dear_goes_on_from_its_lowest_loss():
     assert not part(run, "state")
 
 
+@pytest.mark.parametrize("total", [100, 400])
+def test_tensors_that_a_graph_may_hold_are_kept(total):
+    run = Run(total=total, name="sgd_momentum")
+    run.optimizer.param_groups[0]["capturable"] = True
+    run.step()
+    held = [state["momentum_buffer"] for state in run.optimizer.state.values()]
+    while not run.schedule._legs:
+        run.step()
+    assert all(
+        state["momentum_buffer"] is buffer
+        for state, buffer in zip(run.optimizer.state.values(), held, strict=True)
+    )
+    first = {key: value for key, value in run.past[1].items() if key.startswith("state")}
+    assert_same(part(run, "state"), first)
+
+
 def part(run, start):
     return {k: v for k, v in everything(run.model, run.optimizer).items() if k.startswith(start)}
 
