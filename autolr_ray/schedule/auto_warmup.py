@@ -319,8 +319,9 @@ class AutoWarmup(Schedule):
         distributed = is_distributed(self._distributed)
         losses = self._pending.drain(distributed=distributed)
         self.trace.update(losses)
+        sweeping = self.warmup == "linear" and not self._legs
         if self.warmup == "linear":
-            receipt, is_test = self._sweep_or_watch(step, losses)
+            receipt, is_test = self._sweep_or_watch(step, losses), True
         else:
             receipt, is_test = self._rise(step, losses)
         if distributed:
@@ -333,17 +334,17 @@ class AutoWarmup(Schedule):
         elif self._snapshots is not None and step % self._snapshot_every == 0:
             self._snapshots.take(step, receipt.argmin_step, receipt.earliest_step)
         self._last_look, self._next_look = step, self._look_after(step)
-        if is_test:
+        if is_test and not (sweeping and receipt.verdict is Verdict.RISING):
             self.receipts.append(receipt)
 
     # The linear warmup: a sweep, then legs.
 
-    def _sweep_or_watch(self, step: int, losses: Array) -> tuple[Receipt, bool]:
+    def _sweep_or_watch(self, step: int, losses: Array) -> Receipt:
         if self._legs:
             self.rule.observe(losses, self._horizon())
-            return self._watch(step, self._legs[-1]), True
+            return self._watch(step, self._legs[-1])
         self._sweep.observe(losses)
-        return self._swept(step), self._sweep.over
+        return self._swept(step)
 
     def _swept(self, step: int) -> Receipt:
         sweep = self._sweep

@@ -86,6 +86,35 @@ def train(rank, batch_norm=True):
     }
 
 
+def swept_losses(rank):
+    """A sweep that explodes in the seventh step, a fall, a blow-up; on each rank with its own noise."""
+    own = np.random.default_rng(3).normal(0.0, 0.1, TOTAL) * (1 if rank else -1)
+    fall = 0.5 + 1.8 * np.exp(-np.arange(TOTAL - 7) / 6.0)
+    fall[18:] = 9.0
+    return (np.array([2.3, 2.3, 2.3, 2.2, 1.9, 1.3, 40.0, *fall]) + own).tolist()
+
+
+def sweep(rank):
+    """A linear warmup of each rank's own weights."""
+    model = small_net(True, seed=rank)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0)
+    scheduler = AutoWarmup(optimizer, TOTAL, model=model)
+    past, rates, found = {}, [], None
+    for step, loss in enumerate(swept_losses(rank)):
+        rates.append(scheduler.get_last_lr())
+        backward_on_batch(model, 1000 * rank + step)
+        optimizer.step()
+        past[step + 1] = everything(model, optimizer)
+        scheduler.step(loss)
+        if found is None and scheduler.receipts and scheduler.receipts[-1].verdict is Verdict.PASSED:
+            found = scheduler.rolled_back_to
+            assert_same(everything(model, optimizer), past[found])
+    return {
+        "rates": rates, "receipts": [r.to_vector() for r in scheduler.receipts], "rolled_back_to": found,
+        "verdicts": [r.verdict.name for r in scheduler.receipts],
+    }  # fmt: skip
+
+
 def count_collectives(rank):
     calls = []
     originals = dist.all_reduce, dist.broadcast
@@ -138,6 +167,7 @@ def work(rank, folder):
         "alone": run(make(distributed=False), losses_of(rank)),
         "resume": resume(rank),
         "train": train(rank),
+        "sweep": sweep(rank),
         "collectives": count_collectives(rank),
         "drained": drained(rank),
     }
@@ -204,6 +234,14 @@ def test_without_sharing_each_rank_goes_its_own_way(ranks):
 def test_each_rank_rolls_its_own_weights_back_to_the_same_step(ranks):
     assert_same(ranks[0]["train"], ranks[1]["train"])
     assert ranks[0]["train"]["rolled_back_to"] > 0
+
+
+def test_ranks_sweep_and_go_back_together(ranks):
+    assert_same(ranks[0]["sweep"], ranks[1]["sweep"])
+    verdicts = ranks[0]["sweep"]["verdicts"]
+    assert verdicts[0] == Verdict.SWEPT.name
+    assert Verdict.PASSED.name in verdicts
+    assert ranks[0]["sweep"]["rolled_back_to"] > 7
 
 
 def test_one_reduction_and_one_broadcast_per_look(ranks):
