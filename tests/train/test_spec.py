@@ -88,7 +88,7 @@ OUT_OF_BOUNDS = [
     ("schedule", {"kind": "auto_warmup", "min_lr": -1.0}, "min_lr", "greater than 0"),
     ("schedule", {"kind": "auto_warmup", "max_lr": float("inf")}, "max_lr", "finite"),
     ("schedule", {"kind": "auto_warmup", "max_warmup_fraction": 0}, "max_warmup_fraction", "than 0"),
-    ("schedule", {"kind": "auto_warmup", "decay": "linear"}, "decay", "'constant-then-cosine'"),
+    ("schedule", {"kind": "auto_warmup", "decay": "square"}, "decay", "'constant-then-cosine'"),
 ]
 
 
@@ -140,7 +140,13 @@ def test_a_spec_is_frozen():
 
 def test_the_cell_of_a_spec_never_changes():
     # Results on disk are found by it: a change here makes every finished run of every study run again.
-    assert spec().cell == "1b57bce992d697e0"
+    assert spec().cell == "d3af46071ff870ab"
+    # AutoWarmup's usual warmup is linear now; what always was exponential is named as ever.
+    exponential = {"kind": "auto_warmup", "warmup": "exponential"}
+    assert spec(schedule=exponential).cell == "1b57bce992d697e0"
+    assert spec(schedule=exponential | {"decay": "cosine"}).cell == "1b57bce992d697e0"
+    paper = {"kind": "auto_warmup", "rule": "paper", "rollback": False}
+    assert spec(schedule=paper).cell == spec(schedule=paper | {"warmup": "exponential"}).cell
 
 
 DECIDING = {
@@ -183,6 +189,7 @@ SETTINGS = {
     SGDNesterov: {"weight_decay": 0.2, "momentum": 0.8},
     AutoWarmupSpec: {
         "rule": "paper",
+        "warmup": "exponential",
         "decay": "constant-then-cosine",
         "fallback": "keep",
         "rollback": False,
