@@ -22,9 +22,10 @@ def narrow_resnet18(channels: int, image_size: int) -> nn.Module:
     network: Any = ResNet(
         BasicBlock, [2, 2, 2, 2], num_classes=10, in_chans=channels, channels=(8, 16, 32, 64)
     )
-    stride = 2 if image_size > 16 else 1
-    network.conv1 = nn.Conv2d(channels, 64, kernel_size=3, stride=stride, padding=1, bias=False)
-    network.maxpool = nn.Identity()
+    small = image_size <= 16
+    network.conv1 = nn.Conv2d(channels, 64, kernel_size=3, stride=1 if small else 2, padding=1, bias=False)
+    if small:
+        network.maxpool = nn.Identity()
     assert isinstance(network, nn.Module)
     return network
 
