@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from autolr_ray.schedule import look_inside
 from autolr_ray.schedule.base import Loss, Schedule, require_finite
+from autolr_ray.schedule.burst import Burst
 from autolr_ray.schedule.decay import Decay, get_decay
 from autolr_ray.schedule.divergence import ON_DIVERGENCE, report_divergence
 from autolr_ray.schedule.pending import PendingLosses, from_rank_zero, is_distributed
@@ -21,7 +22,7 @@ from autolr_ray.schedule.robust_rule import RobustRule
 from autolr_ray.schedule.rollback import PLACES, HasState, SnapshotStore
 from autolr_ray.schedule.rules import get_rule
 from autolr_ray.schedule.smoother import Array
-from autolr_ray.schedule.sweep import Sweep, sweep_steps
+from autolr_ray.schedule.sweep import Sweep, momentum_share, sweep_steps
 from autolr_ray.schedule.switch import Evidence, SwitchRule, Verdict, decide
 from autolr_ray.schedule.trace import LossTrace
 
@@ -194,6 +195,7 @@ class AutoWarmup(Schedule):
         self._rise_steps = self.warmup_steps
         if self.warmup == "linear":
             self._sweep = Sweep(sweep_steps(total_steps))
+            self._burst = Burst()
             self._rise_steps = self._sweep.steps - 1
             self._unused_rule = copy.deepcopy(self.rule)
             self._snapshot_every = self._test_every
@@ -342,6 +344,7 @@ class AutoWarmup(Schedule):
     def _sweep_or_watch(self, step: int, losses: Array) -> Receipt:
         if self._legs:
             self.rule.observe(losses, self._horizon())
+            self._burst.observe(losses)
             return self._watch(step, self._legs[-1])
         self._sweep.observe(losses)
         return self._swept(step)
@@ -350,21 +353,28 @@ class AutoWarmup(Schedule):
         sweep = self._sweep
         verdict = Verdict.RISING
         if sweep.over:
-            lost = sweep.exploded and not sweep.improved
-            verdict = Verdict.DIVERGED if lost else Verdict.SWEPT
+            verdict = Verdict.SWEPT if sweep.improved else Verdict.NOT_SEEN
             verdict = verdict if sweep.any_finite else Verdict.NO_EVIDENCE
-        rates = np.array([self._rising_lr(i) for i in range(step)])
+        rate = sweep.lr(np.array([self._rising_lr(i) for i in range(step)]))
+        # The steps that its momentum had seen when the sweep was at that rate.
+        steps = 1.0 + math.log(rate / self.min_lr) / self._log_growth * self._rise_steps
+        rate *= momentum_share(self.optimizer.param_groups[0], steps)
         receipt = self._receipt(step, Evidence.none(), verdict, 0)
         return dataclasses.replace(
-            receipt, argmin_step=sweep.lowest, earliest_step=sweep.lowest, argmin_lr=sweep.lr(rates)
+            receipt, argmin_step=sweep.lowest, earliest_step=sweep.lowest, argmin_lr=max(rate, self.min_lr)
         )
 
     def _watch(self, step: int, leg: _Leg) -> Receipt:
         any_finite = self.rule.smoother.count > 0
         evidence = self.rule.test() if any_finite else Evidence.none(positive=self.rule.hopeless())
+        if any_finite:
+            self._burst.look(self._sweep.level, evidence)
+        burst = self._burst.strength
+        evidence = dataclasses.replace(evidence, strength=max(evidence.strength, burst))
         positives = self._positives + 1 if evidence.positive else 0
-        if positives >= self.rule.patience:
-            verdict = Verdict.PASSED if evidence.improved else Verdict.DIVERGED
+        if positives >= self.rule.patience or burst >= 1.0:
+            fallen = self._sweep.improved or self._sweep.below_noise(self._burst.lowest)
+            verdict = Verdict.PASSED if evidence.improved and fallen else Verdict.DIVERGED
         else:
             verdict = Verdict.REACHED if step == leg.turn else Verdict.WATCHED
         # The rule's first losses are the sweep's, and so are its positions.
@@ -430,6 +440,7 @@ class AutoWarmup(Schedule):
         self._legs.append(leg)
         self._positives = 0
         self.rule = copy.deepcopy(self._unused_rule)
+        self._burst = Burst()
         self.rule.observe(np.array(self._sweep.losses[: self._sweep.steps // 2]), self._horizon())
         self._near_minimum.clear()
         self._near_minimum.take(step, step)
@@ -532,6 +543,7 @@ class AutoWarmup(Schedule):
             "trace": self.trace.state_dict(),
             "snapshots": self._snapshots.state_dict() if self._snapshots is not None else None,
             "sweep": self._sweep.state_dict() if self.warmup == "linear" else None,
+            "burst": self._burst.state_dict() if self.warmup == "linear" else None,
             "start": self._start.state_dict() if self.warmup == "linear" else None,
             "unused_optimizer": self._unused_optimizer if self.warmup == "linear" else None,
         }
@@ -544,6 +556,7 @@ class AutoWarmup(Schedule):
         if self.warmup == "linear":
             self._start.load_state_dict(state_dict["start"])
             self._sweep.load_state_dict(state_dict["sweep"])
+            self._burst.load_state_dict(state_dict["burst"])
             self._unused_optimizer = state_dict["unused_optimizer"]
         super().load_state_dict(state_dict)
         self.peak_lr = state_dict["peak_lr"]

@@ -17,12 +17,40 @@ from autolr_ray.schedule.smoother import Array
 _FEWEST, _MOST, _SHARE = 8, 64, 0.03
 _FIRST = 3
 # A rise counts as an explosion from so many of the largest steps between the losses of the first half.
-_EXPLOSION = 3.0
+_EXPLOSION = 5.0
 
 
 def sweep_steps(total_steps: int) -> int:
     """How many optimizer steps a sweep takes: 3% of all, at least 8, at most 64."""
     return min(max(_FEWEST, int(_SHARE * total_steps)), _MOST)
+
+
+def momentum_share(group: dict[str, Any], steps: float) -> float:
+    """How long a step is after ``steps`` steps with momentum, as a share of what it comes to at last.
+
+    A buffer that adds gradients up, as SGD's does, makes steps ``1 / (1 - momentum)`` times as long, but not
+    at once: what a sweep of a few steps bears, training does not. Optimizers whose momentum is an average
+    (Adam's, LAMB's) have no such build-up.
+
+    Args:
+        group: of the optimizer's ``param_groups``.
+        steps: that the buffer has seen, >= 1.
+
+    Returns:
+        In (0, 1]; 1 where there is no momentum.
+
+    >>> round(momentum_share({"momentum": 0.9}, 7), 3)
+    0.522
+    """
+    momentum = float(group.get("momentum", 0.0))
+    if not 0.0 < momentum < 1.0:
+        return 1.0
+    kept = 1.0 - float(group.get("dampening", 0.0))  # of every gradient but the first
+    if not kept > 0.0:
+        return 1.0
+    seen = steps + bool(group.get("nesterov", False))  # its look-ahead is one step further
+    share = 1.0 - momentum ** (seen - 1.0) * (1.0 - (1.0 - momentum) / kept)
+    return min(share, 1.0)
 
 
 class Sweep:
@@ -79,7 +107,11 @@ class Sweep:
     @property
     def improved(self) -> bool:
         """Some loss was lower than the first ones by more than noise."""
-        return self.level - min(self.losses) > self._noise
+        return self.below_noise(min(self.losses))
+
+    def below_noise(self, loss: float) -> bool:
+        """Whether ``loss`` lies below the first ones by more than noise."""
+        return self.level - loss > self._noise
 
     @property
     def lowest(self) -> int:
@@ -92,17 +124,20 @@ class Sweep:
         Each step counts with the square of how far below the level the loss after it was, so that no
         single noisy loss decides, and the result lies between the rates that were tried.
 
+        Where no loss was lower than the first ones by more than noise, a few steps were too few to learn
+        anything: every rate that training bore counts the same.
+
         Args:
             rates: [len(losses)] learning rates of the steps.
 
         Returns:
-            The lowest of ``rates`` if no loss was below the level.
+            The lowest of ``rates`` if no loss was finite, or training bore none of them.
         """
         losses = np.array(self.losses)
-        drop = self.level - losses.min()
-        if len(losses) < 2 or not drop > 0.0:
-            return float(rates.min())
-        weights = np.clip((self.level - losses[1:]) / drop, 0.0, 1.0) ** 2
+        if self.improved:
+            weights = np.clip((self.level - losses[1:]) / (self.level - losses.min()), 0.0, 1.0) ** 2
+        else:
+            weights = np.ones(max(0, len(losses) - 1 - self.exploded)) * self.any_finite
         if not weights.sum() > 0.0:
             return float(rates.min())
         mean = np.exp((weights * np.log(rates[: len(weights)])).sum() / weights.sum())

@@ -53,11 +53,15 @@ class Verdict(enum.Enum):
     )
     WATCHED = "the loss has not clearly passed its minimum: the learning rate goes on as planned"
     REACHED = "the warmup has reached the scale that the sweep found, and the loss has not passed its minimum"
+    NOT_SEEN = (
+        "the sweep was too short to see the loss fall: a linear warmup to the middle of the learning rates that "
+        "training bore begins"
+    )
 
     @property
     def ends_warmup(self) -> bool:
         """Whether the learning rate stops rising."""
-        return self not in (Verdict.RISING, Verdict.SWEPT, Verdict.WATCHED)
+        return self not in (Verdict.RISING, Verdict.SWEPT, Verdict.WATCHED, Verdict.NOT_SEEN)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from schedule_helpers import (
 )
 
 from autolr_ray.schedule import AutoWarmup, DivergenceError, DivergenceWarning, RobustRule, Verdict
-from autolr_ray.schedule.sweep import Sweep, sweep_steps
+from autolr_ray.schedule.sweep import Sweep, momentum_share, sweep_steps
 
 NAN, INF = math.nan, math.inf
 RATES = np.geomspace(1e-5, 1.0, 8)
@@ -51,7 +51,7 @@ def test_it_is_over_at_its_length_or_when_the_loss_explodes():
 
 
 def test_a_rise_no_higher_than_noise_or_than_the_fall_is_no_explosion():
-    assert not swept([2.3, 2.5, 2.2, 2.4, 2.8]).exploded
+    assert not swept([2.3, 2.5, 2.2, 2.4, 3.7]).exploded
     assert not swept([2.3, 2.31, 2.3, 2.29, 1.5, 3.0]).exploded
 
 
@@ -73,11 +73,48 @@ def test_the_rate_is_between_those_that_brought_the_loss_down():
     )
 
 
-@pytest.mark.parametrize("losses", [[2.0] * 8, [2.0, 2.1, 2.2, 2.3, 2.4, 9.0], [NAN] * 8, [2.0]])
-def test_without_a_fall_the_lowest_rate(losses):
+@pytest.mark.parametrize(
+    ("losses", "born"),
+    [
+        ([2.0] * 8, 7),  # what the last rate does is not seen
+        ([2.0, 2.0, 2.01, 2.0, 2.01, 9.0], 4),  # the rate before the explosion was one too high
+        ([2.0, 2.02, 2.0, 2.01, 1.99, 2.03, 2.02, 2.0], 7),  # noise is no fall
+        ([2.0, NAN, NAN, NAN, NAN], 3),
+    ],
+)
+def test_without_a_fall_the_middle_of_the_rates_that_training_bore(losses, born):
     sweep = swept(losses)
-    assert not sweep.any_finite or not sweep.improved
-    assert sweep.lr(RATES[: len(losses)]) == RATES[0]
+    assert not sweep.improved
+    assert sweep.lr(RATES[: len(losses)]) == pytest.approx(math.sqrt(RATES[0] * RATES[born - 1]))
+
+
+@pytest.mark.parametrize("losses", [[NAN] * 8, [2.0]])
+def test_without_a_loss_to_go_by_the_lowest_rate(losses):
+    assert swept(losses).lr(RATES[: len(losses)]) == RATES[0]
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize(("momentum", "dampening"), [(0.9, 0.0), (0.99, 0.0), (0.5, 0.0), (0.9, 0.5), (0.0, 0.0)])
+def test_momentum_builds_up_as_sgd_builds_it(momentum, dampening, nesterov):
+    """Equal gradients: torch's own steps, beside what they come to in the end."""
+    if nesterov and (dampening or not momentum):
+        pytest.skip("torch has no such SGD")
+    weight = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], lr=1.0, momentum=momentum, dampening=dampening, nesterov=nesterov)
+    lengths = []
+    for _ in range(4000):
+        before = weight.item()
+        weight.grad = torch.ones(1, dtype=torch.float64)
+        optimizer.step()
+        lengths.append(before - weight.item())
+    for steps in (1, 2, 7, 30):
+        share = momentum_share(optimizer.param_groups[0], steps)
+        assert share == pytest.approx(min(1.0, lengths[steps - 1] / lengths[-1]), rel=1e-6)
+
+
+@pytest.mark.parametrize("group", [{}, {"betas": (0.9, 0.999)}, {"momentum": 0.9, "dampening": 1.0}])
+def test_where_nothing_builds_up_a_sweep_is_taken_as_it_is(group):
+    assert momentum_share(group, 3) == 1.0
 
 
 def test_a_start_that_is_not_finite_is_passed_over():
@@ -238,6 +275,30 @@ def test_when_the_loss_passes_its_minimum_it_goes_on_from_there_at_half(name):
     assert run.schedule.decision is receipt
 
 
+@pytest.mark.parametrize(("blown", "burst"), [((30, 31, 32), True), ((30, 31, 33, 34), False)])
+def test_three_losses_in_a_row_far_above_the_minimum_are_enough(blown, burst):
+    run = Run(blows=blown, blown=2.0).until(36)
+    passed = [r for r in run.schedule.receipts if r.verdict is Verdict.PASSED]
+    assert [r.step for r in passed] == ([33] if burst else [])
+    if burst:
+        assert passed[0].strength >= 1.0
+        assert run.schedule.rolled_back_to <= 30
+        assert run.schedule.peak_lr == pytest.approx(0.5 * passed[0].argmin_lr)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd_momentum"])
+def test_a_sweep_with_momentum_that_builds_up_counts_for_less(name):
+    run = Run(name=name)
+    while not run.schedule._legs:
+        run.step()
+    rates = np.array(run.rates)
+    rate = run.schedule._sweep.lr(rates)
+    seen = 1.0 + math.log(rate / rates[0]) / math.log(rates[1] / rates[0])
+    share = momentum_share(run.optimizer.param_groups[0], seen)
+    assert (share < 0.7) == (name == "sgd_momentum")
+    assert run.swept.argmin_lr == pytest.approx(share * rate)
+
+
 def test_the_second_half_is_not_watched_and_keeps_no_snapshots():
     run = Run(blows=range(51, 100)).end()
     assert run.schedule.decision.verdict is Verdict.REACHED
@@ -286,13 +347,29 @@ def test_no_finite_loss_at_all():
 
 @pytest.mark.parametrize("on_divergence", ["warn", "raise"])
 def test_a_loss_that_only_rises(on_divergence):
+    """The sweep may have been too short to see a fall: the warmup after it says that there is none."""
     run = Run(on_divergence=on_divergence)
-    run.loss = lambda: 2.0 + 0.001 * run.t if run.t < 4 else 2.0 + run.t
+    run.loss = lambda: 2.0 + 0.01 * math.sin(12.9898 * run.t) if run.t < 4 else 2.0 + run.t
     expected = pytest.warns(DivergenceWarning) if on_divergence == "warn" else pytest.raises(DivergenceError)
     with expected:
         run.until(20)
-    assert run.schedule.receipts[0].verdict is Verdict.DIVERGED
-    assert run.schedule._legs[0].peak_lr < 1e-4
+    sweep, *_, last = run.schedule.receipts
+    assert sweep.verdict is Verdict.NOT_SEEN
+    assert last.verdict is Verdict.DIVERGED
+    assert run.schedule._legs[0].peak_lr < 1e-3
+    assert run.schedule.get_last_lr()[0] < 1e-4
+
+
+def test_a_fall_that_the_sweep_was_too_short_to_see():
+    run = Run()
+    run.loss = lambda: (2.3 + 0.01 * math.sin(12.9898 * run.t) if run.t < 12 else 2.3 * 0.97 ** (run.t - 12))
+    run.end()
+    sweep = run.schedule.receipts[0]
+    assert sweep.verdict is Verdict.NOT_SEEN
+    assert not sweep.verdict.ends_warmup
+    assert sweep.argmin_lr == pytest.approx(math.sqrt(run.rates[0] * run.rates[6]))
+    assert run.schedule.decision.verdict is Verdict.REACHED
+    assert run.schedule.peak_lr == pytest.approx(1.5 * sweep.argmin_lr)
 
 
 @pytest.mark.filterwarnings("ignore::autolr_ray.schedule.DivergenceWarning")
