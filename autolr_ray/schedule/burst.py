@@ -1,8 +1,8 @@
 """A loss far above its minimum, several steps in a row: a quick look for steps that are too large.
 
-The rules' sums are made for curves on which nothing may be lost by waiting. After a sweep, waiting is dear: at
-a learning rate a few times too high every step undoes what was learned, and a short run has few. Spikes
-at a good learning rate are lower or shorter (``experiments/LOG.md``).
+The rules' sums are made to be sure; after a sweep that is dear: at a learning rate a few times too high
+every step undoes what was learned, and a short run has few. Spikes at a good learning rate are lower or
+shorter (``experiments/LOG.md``).
 """
 
 from __future__ import annotations

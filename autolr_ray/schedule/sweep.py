@@ -49,7 +49,7 @@ def momentum_share(group: dict[str, Any], steps: float) -> float:
     if not kept > 0.0:
         return 1.0
     seen = steps + bool(group.get("nesterov", False))  # its look-ahead is one step further
-    share = 1.0 - momentum ** (seen - 1.0) * (1.0 - (1.0 - momentum) / kept)
+    share = 1.0 - math.pow(momentum, seen - 1.0) * (1.0 - (1.0 - momentum) / kept)
     return min(share, 1.0)
 
 

@@ -94,7 +94,7 @@ def test_without_a_loss_to_go_by_the_lowest_rate(losses):
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-@pytest.mark.parametrize(("momentum", "dampening"), [(0.9, 0.0), (0.99, 0.0), (0.5, 0.0), (0.9, 0.5), (0.0, 0.0)])
+@pytest.mark.parametrize("momentum,dampening", [(0.9, 0.0), (0.99, 0.0), (0.5, 0.0), (0.9, 0.5), (0.0, 0.0)])
 def test_momentum_builds_up_as_sgd_builds_it(momentum, dampening, nesterov):
     """Equal gradients: torch's own steps, beside what they come to in the end."""
     if nesterov and (dampening or not momentum):
@@ -362,7 +362,7 @@ def test_a_loss_that_only_rises(on_divergence):
 
 def test_a_fall_that_the_sweep_was_too_short_to_see():
     run = Run()
-    run.loss = lambda: (2.3 + 0.01 * math.sin(12.9898 * run.t) if run.t < 12 else 2.3 * 0.97 ** (run.t - 12))
+    run.loss = lambda: 2.3 + 0.01 * math.sin(12.9898 * run.t) if run.t < 12 else 2.3 * 0.97 ** (run.t - 12)
     run.end()
     sweep = run.schedule.receipts[0]
     assert sweep.verdict is Verdict.NOT_SEEN
