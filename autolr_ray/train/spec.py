@@ -42,6 +42,8 @@ def require_divisible(
 _NOT_DECIDING = {"data_dir", "loader_workers", "checkpoint_every", "on_non_finite"}
 # Left out of the hash at their usual values, so that runs from before they existed keep their names.
 _ADDED_LATER: dict[str, Any] = {"compute": Compute().model_dump(mode="json"), "code": ""}
+# Of the linear warmup's decisions: raised when they change, so that runs from before are not taken for them.
+_LINEAR_REVISION = 2
 # Optimizers that set the size of their steps by themselves, and the schedules that leave them to it.
 _SELF_SCALING = {
     "prodigy": ("linear_warmup", "constant", "own"),
@@ -117,9 +119,12 @@ class RunSpec(Config):
         for name, usual in _ADDED_LATER.items():
             if decisive[name] == usual:
                 del decisive[name]
-        if isinstance(self.schedule, AutoWarmupSpec) and self.schedule.always_exponential:
-            # The only warmup there once was; its runs keep their names.
-            del decisive["schedule"]["warmup"]
-            decisive["schedule"]["decay"] = self.schedule.decay or "cosine"
+        if isinstance(self.schedule, AutoWarmupSpec):
+            if self.schedule.always_exponential:
+                # The only warmup there once was; its runs keep their names.
+                del decisive["schedule"]["warmup"]
+                decisive["schedule"]["decay"] = self.schedule.decay or "cosine"
+            else:
+                decisive["schedule"]["revision"] = _LINEAR_REVISION
         text = json.dumps({"format": 1, **decisive}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -140,8 +140,11 @@ def test_a_spec_is_frozen():
 
 def test_the_cell_of_a_spec_never_changes():
     # Results on disk are found by it: a change here makes every finished run of every study run again.
-    assert spec().cell == "d3af46071ff870ab"
-    # AutoWarmup's usual warmup is linear now; what always was exponential is named as ever.
+    # But for the linear warmup's, AutoWarmup's usual one, where its decisions change (_LINEAR_REVISION).
+    assert spec().cell == "853fcbad61beb5fd"
+    linear = {"kind": "linear_warmup", "peak_lr": 0.01}
+    assert spec(schedule=linear).cell == "ad5f1ccea210a875"
+    # What always was exponential is named as ever.
     exponential = {"kind": "auto_warmup", "warmup": "exponential"}
     assert spec(schedule=exponential).cell == "1b57bce992d697e0"
     assert spec(schedule=exponential | {"decay": "cosine"}).cell == "1b57bce992d697e0"
