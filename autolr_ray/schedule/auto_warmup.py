@@ -32,6 +32,9 @@ _SNAPSHOTS_PER_WARMUP = 64
 # The linear warmup: to this many times the learning rate that the sweep found, over this share of the steps
 # that are left. When the loss passes its minimum, on with this many times the learning rate there.
 _TARGET, _LINEAR_SHARE, _BACK_OFF = 1.5, 0.2, 0.5
+# A burst counts from this share of a warmup's peak on: one at the foot of it heals, and would leave the rest
+# of the run a learning rate that is far too low.
+_BURST_FROM = 0.4
 # A sweep that took more than this share of all steps is not thrown away: on from its lowest loss.
 _DEAR_SWEEP = 0.05
 
@@ -344,8 +347,10 @@ class AutoWarmup(Schedule):
     def _sweep_or_watch(self, step: int, losses: Array) -> Receipt:
         if self._legs:
             self.rule.observe(losses, self._horizon())
-            self._burst.observe(losses)
-            return self._watch(step, self._legs[-1])
+            leg = self._legs[-1]
+            if self.lr_at(step - 1) >= _BURST_FROM * leg.peak_lr:
+                self._burst.observe(losses)
+            return self._watch(step, leg)
         self._sweep.observe(losses)
         return self._swept(step)
 
