@@ -9,7 +9,7 @@ import os
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,11 @@ class ClusterError(RuntimeError):
 
 @contextmanager
 def cluster(
-    address: str | None, names: Sequence[str], need: Need | None = None
+    address: str | None,
+    names: Sequence[str],
+    need: Need | None = None,
+    *,
+    on_wait: Callable[[], None] = lambda: None,
 ) -> Iterator[dict[str, float]]:
     """Be connected to Ray inside the block; yields what the cluster has, or can grow to, of each resource.
 
@@ -69,6 +73,7 @@ def cluster(
         names: a user's own task and arms, as ``package.module:attribute``: their code is sent to the workers
             of a cluster. On a new local one they find it by themselves, in the directories of this process.
         need: what the largest run takes.
+        on_wait: called every now and then while machines are waited for.
 
     Raises:
         ClusterError: there is no cluster at ``address``, or no machine has joined it in time.
@@ -84,7 +89,7 @@ def cluster(
         logging.getLogger(name).addFilter(_is_news)
     context = _connect(address, names)
     try:
-        resources = most_resources() if is_ours() else _wait_for(need or Need())
+        resources = most_resources() if is_ours() else _wait_for(need or Need(), on_wait)
         found = ", ".join(f"{resources.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
         dashboard = getattr(context, "dashboard_url", None)
         where = f", dashboard at http://{dashboard}" if dashboard else ""
@@ -111,7 +116,7 @@ def most_resources() -> dict[str, float]:
     return resources
 
 
-def _wait_for(need: Need) -> dict[str, float]:
+def _wait_for(need: Need, on_wait: Callable[[], None] = lambda: None) -> dict[str, float]:
     """What there is, or can be, once that is enough, or once patience has ended and there is something.
 
     Raises:
@@ -140,6 +145,7 @@ def _wait_for(need: Need) -> dict[str, float]:
                 f"waiting for machines to join: the largest run needs {wanted}, the cluster has {there}; "
                 f"{clock(waited)} of at most {clock(_PATIENCE_SECONDS)}, `ray status` shows who is on the way"
             )
+        on_wait()
         time.sleep(0.5)
         resources = most_resources()
         if (seen := _room(resources)) != room:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from itertools import groupby
 
 from autolr_ray.compare.cluster import cluster, is_ours
@@ -53,7 +54,12 @@ def run_sweep(
         device=study.resources.device, gpus_per_worker=study.resources.gpus_per_worker,
     )  # fmt: skip
     names = sorted({name for cell in pending for name in cell.spec.own_names})
-    with published(progress), cluster(address, names, largest) as resources:
+
+    def alive() -> None:  # for who looks at the study while its machines are still to come
+        with suppress(OSError):
+            progress.publish()
+
+    with published(progress), cluster(address, names, largest, on_wait=alive) as resources:
         # Imports Tune, which takes a second: whoever has no Ray to run on hears of that first.
         from autolr_ray.compare.group import Group
 

@@ -3,6 +3,7 @@
 import doctest
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Literal
 
 import pytest
@@ -86,8 +87,12 @@ def test_it_waits_says_so_and_lets_a_second_machine_come(
     install: Install, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake = install({40: 2.0, 44: 4.0})
-    assert _wait_for(Need(workers=2)) == {"CPU": 4.0}
+    signs: list[float] = []
+    assert _wait_for(Need(workers=2), lambda: signs.append(fake.now)) == {"CPU": 4.0}
     assert 50 <= fake.now < 55
+    assert max(after - before for before, after in pairwise(signs)) < 3, (
+        "`autolr-ray status` would call it stale"
+    )
     assert fake.requests == [[CPU, CPU], []], (
         "an autoscaler is asked for machines, and no longer once they are there"
     )
