@@ -68,7 +68,7 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = """examples:
   autolr-ray compare --study quick
-  autolr-ray compare --study my_study.yaml --results /mnt/results --address auto
+  autolr-ray compare --study my_study.yaml --results /mnt/results --address auto --max-concurrent 8
   autolr-ray compare --study my_study.yaml --list"""
     file_argument(
         parser, "--study", required=True, help="a study's YAML file, or the name of a shipped study"
@@ -85,6 +85,11 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--retry-failed", action="store_true", help="try runs again that had been given up after errors"
     )
+    parser.add_argument(
+        "--max-concurrent", type=describe.positive, metavar="N",
+        help="runs at the same time, and what a cluster grows for; overrides the study's "
+        "resources.max_concurrent (default: as many as there is room for when the sweep starts)",
+    )  # fmt: skip
     parser.add_argument("--list", action="store_true", help="print the study's runs and stop")
 
 
@@ -103,7 +108,10 @@ def run_compare(options: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT
     try:
-        return compare(study, folder, address=options.address, retry_failed=options.retry_failed)
+        return compare(
+            study, folder, address=options.address, retry_failed=options.retry_failed,
+            max_concurrent=options.max_concurrent,
+        )  # fmt: skip
     except KeyboardInterrupt:
         print(GO_ON, file=sys.stderr)
         return EXIT_INTERRUPTED

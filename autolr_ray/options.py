@@ -243,6 +243,13 @@ def _add_json(parser: argparse._ActionsContainer, help_text: str) -> None:
     parser.add_argument("--json", action="store_true", help=help_text)
 
 
+def positive(text: str) -> int:
+    """An integer of at least 1."""
+    if text.isdecimal() and int(text) >= 1:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not allowed; an integer >= 1 is needed")
+
+
 def _number_or_auto(text: str) -> int | str:
     if text == "auto" or text.isdecimal():
         return text if text == "auto" else int(text)

@@ -22,6 +22,8 @@ def _why_no_gpu() -> str | None:
 
 
 def _why_no_cluster() -> str | None:
+    if os.environ.get("LABORATORY") == "required":
+        return None  # a laboratory that cannot be built fails its tests then
     try:
         tried = subprocess.run(["unshare", "--net", "true"], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired) as error:

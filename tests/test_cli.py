@@ -128,6 +128,14 @@ def test_an_unknown_kind_of_storage_is_refused(capsys: pytest.CaptureFixture[str
     assert line.startswith("results: 'floppy://bucket/results' is not allowed")
 
 
+@pytest.mark.parametrize("value", ["0", "-1", "many", "1.5"])
+def test_so_many_at_once_are_refused(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        compare("--study", "quick", "--max-concurrent", value)
+    assert caught.value.code == 2
+    assert f"--max-concurrent: '{value}' is not allowed" in capsys.readouterr().err
+
+
 def commands() -> dict[str, argparse.ArgumentParser]:
     (found,) = (a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction))
     return dict(found.choices)

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -51,6 +52,27 @@ def test_a_sum_by_hand(script: ModuleType, capsys: pytest.CaptureFixture[str]) -
     assert row["gpu_hours"]["comparison"] == pytest.approx(15 * hours)
     assert row["dollars"]["linear_warmup"] == pytest.approx(12 * hours * 10)
     assert doctest.testmod(script).failed == 0
+
+
+def test_batch_sizes_and_epochs_are_those_of_the_study(script: ModuleType) -> None:
+    """What the shipped study runs; where its arms differ from the sum, script and page say so."""
+    study = load_study_text()
+    assert {(row["batch_size"], row["epochs"]) for row in committed() if row["batch_size"] is not None} == {
+        (batch["size"], batch["epochs"]) for batch in study["batches"]
+    }
+    grid = study["arms"]["linear_warmup"]["grid"]
+    points = len(grid["peak_lr"]) * len(grid["warmup_fraction"])
+    assert f"a grid of {points} points" in " ".join(str(script.__doc__).split())
+    page = " ".join((ROOT / "docs" / "cluster.md").read_text().split())
+    assert f"a grid of {points} and the paper's rule" in page
+    assert set(study["arms"]) == {"auto_warmup", "linear_warmup", "autowu_original"}
+
+
+def load_study_text() -> dict[str, Any]:
+    """The shipped study as it is written."""
+    text = (ROOT / "experiments" / "studies" / "imagenet_resnet50.yaml").read_text()
+    content: dict[str, Any] = yaml.safe_load(text)
+    return content
 
 
 def test_the_total_is_over_the_batch_sizes() -> None:

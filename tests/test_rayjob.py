@@ -16,6 +16,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from autolr_ray.cli import add_compare
+from autolr_ray.compare.study import load_study
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ROOT / "experiments" / "cluster"
@@ -196,3 +197,7 @@ def test_the_study_and_its_flags_are_real(job: dict[str, Any]) -> None:
     add_compare(parser)
     options = parser.parse_args(words[2:])
     assert (ROOT / "experiments" / "studies" / f"{options.study}.yaml").is_file()
+    assert options.data_dir is None  # nothing has filled the volume
+    load_study(options.study)  # refuses a task whose data are not there
+    (workers,) = cluster(job)["workerGroupSpecs"]
+    assert options.max_concurrent == workers["maxReplicas"]

@@ -4,13 +4,13 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
+import pages
 import pytest
+from pages import ROOT
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+BLOCKS = pages.blocks(ROOT / "README.md")
 # Run by CI and by hand: they set up an environment, or need a cluster.
 NOT_HERE = ("make ", "ray up", "ray submit", "ray dashboard", "ray down")
 RUN_HERE = ("python ", "autolr-ray ")
@@ -27,9 +27,8 @@ def files():
 
 
 def commands():
-    """The command lines of README, comments and blank lines left out."""
-    lines = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
-    return [line.split("  #")[0].strip() for line in lines if line.strip()]
+    """The command lines of README."""
+    return pages.commands(ROOT / "README.md")
 
 
 def test_every_command_is_known():
@@ -78,5 +77,5 @@ def test_results_are_those_of_the_committed_study():
 
 
 def test_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", README):
+    for target in pages.links(ROOT / "README.md"):
         assert (ROOT / target).exists(), target

@@ -20,6 +20,7 @@ import yaml
 pytest.importorskip("moto")
 from moto.server import ThreadedMotoServer
 
+from autolr_ray.cli import main
 from autolr_ray.files import remove_tree, write_atomically
 from autolr_ray.remote import RemotePath, location
 from autolr_ray.train.checkpoints import CheckpointFolder
@@ -107,7 +108,9 @@ STUDY = {
 
 
 @pytest.mark.timeout(600)
-def test_a_sweep_into_object_storage_is_killed_and_goes_on(s3: str, ray_tmp: Path, tmp_path: Path) -> None:
+def test_a_sweep_into_object_storage_is_killed_and_goes_on(
+    s3: str, ray_tmp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("sklearn")
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY))
     results = f"s3://bucket/results{s3}"
@@ -138,6 +141,9 @@ def test_a_sweep_into_object_storage_is_killed_and_goes_on(s3: str, ray_tmp: Pat
     _end_ray(folder)
     before = {path.name: path.read_bytes() for path in (place / "cells").glob("*.json")}
     assert 1 <= len(before) < 4
+    # Whoever has lost the terminal finds the study by its address alone.
+    assert main(["status", str(place)]) == 0
+    assert f"remote ({place}): {len(before)} of 4 runs finished" in capsys.readouterr().out
 
     process = start()
     said, _ = process.communicate(timeout=280)

@@ -9,7 +9,7 @@ import os
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import ray
 from ray.autoscaler.sdk import request_resources
 
+from autolr_ray.compare.need import Need
 from autolr_ray.compare.progress import clock, say
 
 # Set where the user has not set them; they travel to every worker.
@@ -55,7 +56,11 @@ class ClusterError(RuntimeError):
 
 @contextmanager
 def cluster(
-    address: str | None, names: Sequence[str], need: Mapping[str, float] | None = None
+    address: str | None,
+    names: Sequence[str],
+    need: Need | None = None,
+    *,
+    on_wait: Callable[[], None] = lambda: None,
 ) -> Iterator[dict[str, float]]:
     """Be connected to Ray inside the block; yields what the cluster has, or can grow to, of each resource.
 
@@ -67,7 +72,8 @@ def cluster(
             block.
         names: a user's own task and arms, as ``package.module:attribute``: their code is sent to the workers
             of a cluster. On a new local one they find it by themselves, in the directories of this process.
-        need: what the largest run needs, of each resource.
+        need: what the largest run takes.
+        on_wait: called every now and then while machines are waited for.
 
     Raises:
         ClusterError: there is no cluster at ``address``, or no machine has joined it in time.
@@ -83,7 +89,7 @@ def cluster(
         logging.getLogger(name).addFilter(_is_news)
     context = _connect(address, names)
     try:
-        resources = most_resources() if is_ours() else _wait_for(need or {})
+        resources = most_resources() if is_ours() else _wait_for(need or Need(), on_wait)
         found = ", ".join(f"{resources.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
         dashboard = getattr(context, "dashboard_url", None)
         where = f", dashboard at http://{dashboard}" if dashboard else ""
@@ -94,7 +100,10 @@ def cluster(
 
 
 def most_resources() -> dict[str, float]:
-    """What the nodes have now, or, where the cluster grows by itself, what it can grow to."""
+    """What the nodes have now, or, where Ray knows it of a cluster that grows, what it can grow to.
+
+    The autoscalers that come with Ray do not tell: on their clusters it is what there is now.
+    """
     resources: dict[str, float] = dict(ray.cluster_resources())
     try:
         from ray._private.state import state
@@ -107,37 +116,39 @@ def most_resources() -> dict[str, float]:
     return resources
 
 
-def _wait_for(need: Mapping[str, float]) -> dict[str, float]:
+def _wait_for(need: Need, on_wait: Callable[[], None] = lambda: None) -> dict[str, float]:
     """What there is, or can be, once that is enough, or once patience has ended and there is something.
 
     Raises:
         ClusterError: there is nothing to run on.
     """
     resources = most_resources()
-    began, spoke, room = time.monotonic(), -math.inf, sum(resources.get(kind, 0.0) for kind in need)
+    began, spoke, room = time.monotonic(), -math.inf, _room(resources)
     changed = -math.inf  # no need to settle where everything was there
-    asked = False
+    asked: list[dict[str, float]] = []
     while True:
         now = time.monotonic()
-        lacking = [kind for kind, amount in need.items() if resources.get(kind, 0.0) < amount]
+        lacking = need.lacking(resources)
         waited = now - began
         if (not lacking and now - changed >= _SETTLE_SECONDS) or waited >= _PATIENCE_SECONDS:
             break
-        if lacking and not asked:
-            # A cluster that grows by itself grows for those who ask.
-            asked = True
-            request_resources(bundles=[{"CPU": 1.0}] * math.ceil(need.get("CPU", 0.0)))
+        # A cluster that grows by itself grows for those who ask. Again, where the first machine to join has
+        # shown that the runs will be on GPUs: until then its CPUs alone might be enough.
+        if lacking and (bundles := need.bundles(resources)) != asked:
+            asked = bundles
+            request_resources(bundles=bundles)
         if lacking and now - spoke >= _SAY_SECONDS:
             spoke = now
-            wanted = " and ".join(f"{need[kind]:g} {kind}s" for kind in lacking)
+            wanted = " and ".join(f"{amount:g} {kind}s" for kind, amount in lacking.items())
             there = " and ".join(f"{resources.get(kind, 0):g}" for kind in lacking)
             say(
                 f"waiting for machines to join: the largest run needs {wanted}, the cluster has {there}; "
                 f"{clock(waited)} of at most {clock(_PATIENCE_SECONDS)}, `ray status` shows who is on the way"
             )
+        on_wait()
         time.sleep(0.5)
         resources = most_resources()
-        if (seen := sum(resources.get(kind, 0.0) for kind in need)) != room:
+        if (seen := _room(resources)) != room:
             room, changed = seen, time.monotonic()
     if asked:
         request_resources(bundles=[])  # from here on the runs ask for themselves
@@ -147,6 +158,11 @@ def _wait_for(need: Mapping[str, float]) -> dict[str, float]:
             "`ray status` on the head shows why, finished runs are kept"
         )
     return resources
+
+
+def _room(resources: dict[str, float]) -> tuple[float, float]:
+    """What changes when a machine joins."""
+    return resources.get("CPU", 0.0), resources.get("GPU", 0.0)
 
 
 def _connect(address: str | None, names: Sequence[str]) -> Any:

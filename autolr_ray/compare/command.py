@@ -18,8 +18,23 @@ OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 GO_ON = "interrupted: finished runs are kept; the same command goes on from here"
 
 
-def compare(study: Study, folder: Location, *, address: str | None, retry_failed: bool) -> int:
-    """Run what has no result yet, then write and print what there is; the exit status."""
+def compare(
+    study: Study,
+    folder: Location,
+    *,
+    address: str | None,
+    retry_failed: bool,
+    max_concurrent: int | None = None,
+) -> int:
+    """Run what has no result yet, then write and print what there is; the exit status.
+
+    Args:
+        study, folder: what runs, and its place from :func:`open_study`.
+        address: see :func:`~autolr_ray.compare.sweep.run_sweep`.
+        retry_failed: forget earlier failures.
+        max_concurrent: takes the place of the study's own in this sweep; ``study.yaml`` and what a run is
+            known by do not change.
+    """
     store = RunStore(folder / "cells")
     found = store.read_all()
     wanted = {cell.spec.cell for cell in all_cells(study, found)}
@@ -36,8 +51,9 @@ def compare(study: Study, folder: Location, *, address: str | None, retry_failed
             log = FailureLog(folder / "failures")
             log.forget(log.read())
         publisher = Publisher(study, folder)
+        limited = _limited(study, max_concurrent)
         try:
-            failures = failure_lines(run_sweep(study, folder, address=address, on_finished=publisher.touch))
+            failures = failure_lines(run_sweep(limited, folder, address=address, on_finished=publisher.touch))
         except ClusterError as error:
             print(error, file=sys.stderr)
             return BAD_INPUT
@@ -63,6 +79,14 @@ def compare(study: Study, folder: Location, *, address: str | None, retry_failed
         print(GO_ON, file=sys.stderr)
         return INTERRUPTED
     return FAILED if failures else OK
+
+
+def _limited(study: Study, max_concurrent: int | None) -> Study:
+    """The study with another ``resources.max_concurrent``; None: its own."""
+    if max_concurrent is None:
+        return study
+    resources = study.resources.model_copy(update={"max_concurrent": max_concurrent})
+    return study.model_copy(update={"resources": resources})
 
 
 def listing(study: Study) -> list[str]:

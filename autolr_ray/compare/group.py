@@ -18,6 +18,7 @@ from autolr_ray.compare.callback import ProgressCallback
 from autolr_ray.compare.failure_callback import FailureCallback
 from autolr_ray.compare.failures import Failure, FailureLog
 from autolr_ray.compare.ledger import RunStore
+from autolr_ray.compare.need import uses_gpu
 from autolr_ray.compare.progress import Progress
 from autolr_ray.compare.study import Cell, Study
 from autolr_ray.files import remove_tree
@@ -62,9 +63,8 @@ class Group:
         self.workers, self.resources, self.data = workers, resources, data
         self.folder = folder.resolve() if isinstance(folder, Path) else folder
         self.max_attempts = study.resources.max_attempts
-        device, launcher = study.resources.device, study.resources.launcher
-        self.use_gpu = device == "gpu" or (device == "auto" and resources.get("GPU", 0) > 0)
-        self.nested = workers > 1 or launcher == "train"
+        self.use_gpu = uses_gpu(study.resources.device, resources)
+        self.nested = workers > 1 or study.resources.launcher == "train"
         self.requests = {
             name: RunRequest(
                 spec=cell.spec, study=study.name, arm=cell.arm, point=cell.point,
@@ -75,7 +75,8 @@ class Group:
         }  # fmt: skip
         self.worker_resources = next(iter(self.requests.values())).worker_resources
         limit = study.resources.max_concurrent
-        # What waits for room is what makes a cluster grow; Ray does not say how far it can.
+        # What waits for room is what makes a cluster grow, and how far it can is seldom known: the limit
+        # alone counts there, and without one what has joined by now.
         self.concurrency = (
             limit if limit and may_grow else max_concurrent(resources, workers, self.worker_resources, limit)
         )
@@ -168,7 +169,7 @@ class Group:
             return ""  # a cluster whose workers are still to come
         for kind, amount in self.worker_resources.items():
             there = self.resources.get(kind, 0.0)
-            if there < self.workers * amount:
+            if there < self.workers * amount - 1e-6:  # floats, as below
                 return f"it needs {self._need()}, the cluster has {there:g} {kind}s"
         return ""
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from itertools import groupby
 
 from autolr_ray.compare.cluster import cluster, is_ours
 from autolr_ray.compare.extend import all_cells
 from autolr_ray.compare.failures import Failure, FailureLog, failure_rows
 from autolr_ray.compare.ledger import RunStore
+from autolr_ray.compare.need import Need
 from autolr_ray.compare.progress import Progress, describe, published, say
 from autolr_ray.compare.study import Cell, Study
 from autolr_ray.remote import Location
@@ -47,9 +49,17 @@ def run_sweep(
     pending = [cell for cell in cells if cell.spec.cell not in finished | given]
     if not pending:
         return failures
-    largest = {"CPU": float(max(cell.spec.workers for cell in pending))}
+    largest = Need(
+        workers=max(cell.spec.workers for cell in pending),
+        device=study.resources.device, gpus_per_worker=study.resources.gpus_per_worker,
+    )  # fmt: skip
     names = sorted({name for cell in pending for name in cell.spec.own_names})
-    with published(progress), cluster(address, names, largest) as resources:
+
+    def alive() -> None:  # for who looks at the study while its machines are still to come
+        with suppress(OSError):
+            progress.publish()
+
+    with published(progress), cluster(address, names, largest, on_wait=alive) as resources:
         # Imports Tune, which takes a second: whoever has no Ray to run on hears of that first.
         from autolr_ray.compare.group import Group
 

@@ -14,6 +14,9 @@ out; every epoch evaluates on it, and the last one also on the 50,000 of the tes
 
 Not in the sum: starting machines, data that come slower than the GPUs eat them, exchanging gradients between
 machines (the published speed is that of 8 GPUs in one machine), losing a spot machine, storage, the head.
+Nor what a grid grows by at its edge where its best point lies there: up to ``extend`` times (3 where the
+study says nothing), each at the price of a point. The study that is shipped has other arms than the sum: a
+grid of 3 points, and the paper's rule beside the two arms here.
 AutoWarmup's own share of a step and AdamP's are not in it either: the published speed is that of SGD.
 
 Where the defaults are from:

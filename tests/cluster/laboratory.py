@@ -19,7 +19,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import NoReturn, Self
+
+import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ENVIRONMENT = Path(sys.prefix)
@@ -106,6 +108,13 @@ def why_not() -> str | None:
     if os.geteuid() != 0:
         return "a laboratory of hosts needs root"
     return f"a laboratory of hosts needs {', '.join(missing)}" if missing else None
+
+
+def do_without(reason: str) -> NoReturn:
+    """Skip the test; with ``LABORATORY=required``, as ``.ci/run`` sets it for root, fail it."""
+    if os.environ.get("LABORATORY") == "required":
+        pytest.fail(f"LABORATORY=required: {reason}")
+    pytest.skip(reason)
 
 
 class LaboratoryError(RuntimeError):

@@ -11,13 +11,16 @@ from laboratory import ENVIRONMENT, REPOSITORY
 ON_PREMISE = REPOSITORY / "experiments" / "cluster" / "on_premise.yaml"
 PRODUCTION = REPOSITORY / "cluster.yaml"
 
-# Two cores carry all hosts: little memory each, and a lost host is noticed soon.
+# Two cores carry all hosts: little memory each, a lost host is noticed soon, and Ray's workers, which start
+# over and over here, do not stand back behind whatever else this machine does.
 _LIGHT = "--object-store-memory=80000000"
 _HASTE = {
+    "RAY_worker_niceness": "0",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "3",
     "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+    "AUTOSCALER_HEARTBEAT_TIMEOUT_S": "8",  # from then on a lost machine is set up again, if it is there
 }
 
 

@@ -8,7 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from laboratory import HOME, REPOSITORY, SHARED, Laboratory, LaboratoryError, furnish, wait_for, why_not
+from laboratory import (
+    HOME,
+    REPOSITORY,
+    SHARED,
+    Laboratory,
+    LaboratoryError,
+    do_without,
+    furnish,
+    wait_for,
+    why_not,
+)
 from rendered import production
 
 from autolr_ray.compare.ledger import read_ledger
@@ -33,13 +43,13 @@ _WORKERS = {"worker1": 12, "worker2": 13, "worker3": 14}
 @pytest.fixture
 def laboratory() -> Iterator[Laboratory]:
     if reason := why_not():
-        pytest.skip(reason)
+        do_without(reason)
     folder = Path(tempfile.mkdtemp(prefix="lab-", dir="/tmp"))
     try:
         with Laboratory(folder) as laboratory:
             yield laboratory
     except LaboratoryError as error:
-        pytest.skip(f"no host can be made here: {error}")
+        do_without(f"no host can be made here: {error}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

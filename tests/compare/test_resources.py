@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from autolr_ray.cli import main
 from autolr_ray.compare.group import Group
 from autolr_ray.compare.study import Study
 
@@ -52,6 +53,25 @@ def test_a_cluster_grows_for_as_many_runs_as_the_study_allows() -> None:
     assert Group(study, cells, 1, Path("results"), small, None).concurrency == 1
     assert Group(study, cells, 1, Path("results"), small, None, may_grow=True).concurrency == 8
     assert group(1, {}, {"CPU": 16.0}).concurrency == 16
+
+
+def test_how_many_at_once_is_no_part_of_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--max-concurrent`` rules one sweep: the runs and the study that is kept are the same with it."""
+    seen: list[Study] = []
+
+    def sweep(study: Study, *places: object, **more: object) -> list[object]:
+        seen.append(study)
+        return []
+
+    monkeypatch.setattr("autolr_ray.compare.sweep.run_sweep", sweep)
+    kept = []
+    for more in ([], ["--max-concurrent", "8"]):
+        assert main(["compare", "--study", "quick", "--results", str(tmp_path), *more]) == 0
+        kept.append((tmp_path / "quick" / "study.yaml").read_text())
+    assert kept[0] == kept[1]
+    assert not (tmp_path / "quick" / "study.previous.yaml").exists()
+    assert [study.resources.max_concurrent for study in seen] == [None, 8]
+    assert seen[0].cells() == seen[1].cells()
 
 
 @pytest.mark.parametrize("share", [0, 1.5, -1])
