@@ -18,6 +18,8 @@ _FEWEST, _MOST, _SHARE = 8, 64, 0.03
 _FIRST = 3
 # A rise counts as an explosion from so many of the largest steps between the losses of the first half.
 _EXPLOSION = 5.0
+# Measured where both are seen: a twentieth to a thirty-fifth.
+_BELOW_EXPLOSION = 1 / 30
 
 
 def sweep_steps(total_steps: int) -> int:
@@ -124,20 +126,22 @@ class Sweep:
         Each step counts with the square of how far below the level the loss after it was, so that no
         single noisy loss decides, and the result lies between the rates that were tried.
 
-        Where no loss was lower than the first ones by more than noise, a few steps were too few to learn
-        anything: every rate that training bore counts the same.
+        Where no loss was lower than the first ones by more than noise, the steps were too few to learn
+        anything. Then it is a thirtieth of the highest rate whose loss was seen: so far below an explosion
+        lies the result where there is a fall.
 
         Args:
             rates: [len(losses)] learning rates of the steps.
 
         Returns:
-            The lowest of ``rates`` if no loss was finite, or training bore none of them.
+            At least the lowest of ``rates``, and that if no loss was finite.
         """
         losses = np.array(self.losses)
         if self.improved:
             weights = np.clip((self.level - losses[1:]) / (self.level - losses.min()), 0.0, 1.0) ** 2
         else:
-            weights = np.ones(max(0, len(losses) - 1 - self.exploded)) * self.any_finite
+            highest = float(rates[len(losses) - 2]) if self.any_finite and len(losses) > 1 else 0.0
+            return max(_BELOW_EXPLOSION * highest, float(rates.min()))
         if not weights.sum() > 0.0:
             return float(rates.min())
         mean = np.exp((weights * np.log(rates[: len(weights)])).sum() / weights.sum())

@@ -54,8 +54,8 @@ class Verdict(enum.Enum):
     WATCHED = "the loss has not clearly passed its minimum: the learning rate goes on as planned"
     REACHED = "the warmup has reached the scale that the sweep found, and the loss has not passed its minimum"
     NOT_SEEN = (
-        "the sweep was too short to see the loss fall: a linear warmup to the middle of the learning rates "
-        "that training bore begins"
+        "the sweep was too short to see the loss fall: a linear warmup to far below the highest learning "
+        "rate that was tried begins"
     )
 
     @property
