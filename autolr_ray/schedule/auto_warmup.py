@@ -64,8 +64,9 @@ class AutoWarmup(Schedule):
     most 64) finds the scale of the learning rate, then weights are put back: to the start, or, where the
     sweep was more than 5% of all steps, to its lowest loss. A linear warmup over a fifth of what is left
     goes up to 1.5 times what was found, and the decay follows. The rule watches until
-    ``max_warmup_fraction`` of the steps: whenever the loss has passed its minimum, training goes on from
-    there, the decay starting at half of the learning rate that it had there.
+    ``max_warmup_fraction`` of the steps: whenever the loss has passed its minimum, or three losses in a row
+    lie far above it, training goes on from there, the decay starting at half of the learning rate that it
+    had there.
 
     ``"exponential"`` (the original): step ``t`` runs at ``min_lr * (max_lr / min_lr) ** (t / W)``, over at
     most ``W = max_warmup_fraction * total_steps`` steps; after the minimum the decay starts from the
