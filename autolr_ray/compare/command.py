@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from autolr_ray.compare.extend import all_cells
@@ -18,8 +19,18 @@ OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 GO_ON = "interrupted: finished runs are kept; the same command goes on from here"
 
 
-def compare(study: Study, folder: Location, *, address: str | None, retry_failed: bool) -> int:
-    """Run what has no result yet, then write and print what there is; the exit status."""
+def compare(
+    study: Study,
+    folder: Location,
+    *,
+    address: str | None,
+    retry_failed: bool,
+    on_json: Callable[[str], None] | None = None,
+) -> int:
+    """Run what has no result yet, then write and print what there is; the exit status.
+
+    ``on_json`` gets the findings as one JSON object at the end.
+    """
     store = RunStore(folder / "cells")
     found = store.read_all()
     wanted = {cell.spec.cell for cell in all_cells(study, found)}
@@ -55,6 +66,13 @@ def compare(study: Study, folder: Location, *, address: str | None, retry_failed
         candidate_arm=study.candidate, expected_cells=published.rows.expected,
     )  # fmt: skip
     print(f"\n{table}\n\nreport: {published.report}", flush=True)
+    if on_json is not None:
+        from autolr_ray.compare.findings import Findings
+        from autolr_ray.compare.rebuild import findings_json
+
+        rows = published.rows
+        said = Findings(rows.records, study.margin, study.baseline, study.candidate, rows.expected)
+        on_json(findings_json(study.name, said, failures=published.failures, report=published.report))
     for line in failures:
         print(line, file=sys.stderr)
     if failures:
