@@ -62,7 +62,8 @@ class Resources(Config):
             cluster that grows by itself, it grows for as many as this.
         gpus_per_worker: below 1, several small runs share a GPU.
         max_attempts: lives of a run that may end in an error before it is given up, over all sweeps into
-            the same folder.
+            the same folder. Workers that a run of several loses, with a node perhaps, are replaced twice in
+            each life, and count only then.
     """
 
     device: Literal["auto", "cpu", "gpu"] = "auto"
@@ -87,8 +88,8 @@ class Study(Config):
         checkpoint_every: optimizer steps between checkpoints inside an epoch, beside that at its end.
         margin: how large a difference in accuracy (a fraction) still counts as equivalent.
         note: a line on the data for the report.
-        code: fingerprints of the code behind the study's ``package.module:attribute`` names, by the names that
-            a run has of its own (see :func:`code_key`); set when a study is loaded.
+        code: fingerprints of the code behind the study's ``package.module:attribute`` names, by the names
+            that a run has of its own (see :func:`code_key`); set when a study is loaded.
     """
 
     name: Name
