@@ -91,6 +91,11 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
         "resources.max_concurrent (default: as many as there is room for when the sweep starts)",
     )  # fmt: skip
     parser.add_argument("--list", action="store_true", help="print the study's runs and stop")
+    parser.add_argument(
+        "--json", action="store_true",
+        help="print verdicts, intervals, summaries, failures and notes as one JSON object at the end; all "
+        "else goes to standard error",
+    )  # fmt: skip
 
 
 def run_compare(options: argparse.Namespace) -> int:
@@ -107,14 +112,16 @@ def run_compare(options: argparse.Namespace) -> int:
     except StudyError as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT
-    try:
-        return compare(
-            study, folder, address=options.address, retry_failed=options.retry_failed,
-            max_concurrent=options.max_concurrent,
-        )  # fmt: skip
-    except KeyboardInterrupt:
-        print(GO_ON, file=sys.stderr)
-        return EXIT_INTERRUPTED
+    with _results_on_stdout(options.json) as out:
+        try:
+            return compare(
+                study, folder, address=options.address, retry_failed=options.retry_failed,
+                max_concurrent=options.max_concurrent,
+                on_json=(lambda text: print(text, file=out)) if options.json else None,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            print(GO_ON, file=sys.stderr)
+            return EXIT_INTERRUPTED
 
 
 def run_train(options: argparse.Namespace) -> int:
@@ -125,7 +132,7 @@ def run_train(options: argparse.Namespace) -> int:
         named = ("task", "model", "data_dir", "batch_size", "epochs", "optimizer", "seed", "workers")
         more = ("accumulation_steps", "precision", "checkpoint_every")
         rise = ("rule", "warmup", "min_lr", "max_lr", "max_warmup_fraction")
-        schedule = (*rise, "decay", "peak_lr", "warmup_fraction")
+        schedule = (*rise, "decay", "peak_lr", "warmup_fraction", "lr", "steps")
         try:
             spec = read_spec(
                 options.spec,
@@ -246,6 +253,10 @@ def run_replay(options: argparse.Namespace) -> int:
             from autolr_ray.compare.recorded import recorded_curve
 
             curve = recorded_curve(options.losses, options.cell)
+        elif not isinstance(options.losses, Path):
+            raise CurveError(
+                f"losses: {options.losses} is not allowed without --cell; a file on this machine is needed"
+            )
         else:
             curve = read_curve(options.losses)
         found = replay(

@@ -13,7 +13,7 @@ import shtab
 # Written out, because the modules that own these names import torch; a test compares.
 OPTIMIZERS = ("adamp", "lamb", "adamw", "sgd_nesterov", "prodigy", "schedule_free_adamw")
 PRECISIONS = ("float32", "bfloat16", "float16")
-SCHEDULES = ("auto_warmup", "linear_warmup")
+SCHEDULES = ("auto_warmup", "linear_warmup", "lr_range_test", "constant")
 RULES = ("robust", "paper")
 DECAYS = ("cosine", "linear", "constant-then-cosine")
 WARMUPS = ("linear", "exponential")
@@ -67,6 +67,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
   autolr-ray train --task my_task:task --batch-size 4096 --workers 4 --epochs 30 --optimizer lamb
   autolr-ray train --task fashion_mnist_subset --batch-size 256 --epochs 4 \\
       --schedule linear_warmup --peak-lr 0.01 --warmup-fraction 0.05
+  autolr-ray train --task digits --batch-size 64 --epochs 6 --optimizer schedule_free_adamw --lr 0.005
   autolr-ray train --spec run.yaml --seed 3 --json > record.json"""
     run = parser.add_argument_group("the run")
     file_argument(
@@ -91,7 +92,11 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         help="checkpoints inside an epoch, too (default: at each epoch's end alone)",
     )  # fmt: skip
     schedule = parser.add_argument_group("its schedule")
-    schedule.add_argument("--schedule", choices=SCHEDULES, help="(default: auto_warmup)")
+    schedule.add_argument(
+        "--schedule", choices=SCHEDULES,
+        help="(default: auto_warmup; as their authors advise, constant with schedule_free_adamw, and with "
+        "prodigy linear_warmup at peak 1 without a warmup)",
+    )  # fmt: skip
     schedule.add_argument(
         "--decay", choices=DECAYS,
         help="after the warmup (default: cosine, after auto_warmup's linear warmup linear)",
@@ -103,19 +108,28 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     schedule.add_argument("--rule", choices=RULES, help="auto_warmup: what ends the warmup (default: robust)")
     schedule.add_argument(
-        "--min-lr", type=float, metavar="LR", help="auto_warmup: where the rise starts (default: 1e-05)"
-    )
+        "--min-lr", type=float, metavar="LR",
+        help="auto_warmup, lr_range_test: where the rise starts (default: 1e-05, 1e-07)",
+    )  # fmt: skip
     schedule.add_argument(
-        "--max-lr", type=float, metavar="LR", help="auto_warmup: where it ends at the latest (default: 1.0)"
-    )
+        "--max-lr", type=float, metavar="LR",
+        help="auto_warmup, lr_range_test: where it ends at the latest (default: 1.0, 10.0)",
+    )  # fmt: skip
     schedule.add_argument(
         "--max-warmup-fraction", type=float, metavar="SHARE",
         help="auto_warmup: longest warmup, a share of all steps (default: 0.5)",
     )  # fmt: skip
     schedule.add_argument("--peak-lr", type=float, metavar="LR", help="linear_warmup: needed there")
+    schedule.add_argument("--lr", type=float, metavar="LR", help="constant (default: 0.0025)")
+    schedule.add_argument(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="lr_range_test: steps of the test before the run (default: 100)",
+    )
     schedule.add_argument(
         "--warmup-fraction", type=float, metavar="SHARE",
-        help="linear_warmup: a share of all steps (default: 0.05)",
+        help="linear_warmup, lr_range_test: a share of all steps (default: 0.05)",
     )  # fmt: skip
     place = parser.add_argument_group("where and how")
     folder_argument(
@@ -216,9 +230,9 @@ def add_replay(parser: argparse.ArgumentParser) -> None:
   autolr-ray replay losses.csv --rule paper --steps-per-epoch 50
   autolr-ray replay results/my_study/ledger.parquet --cell 58e39a62b6dadc57 --rule paper"""
     file_argument(
-        parser, "losses", type=Path, metavar="LOSSES",
+        parser, "losses", type=_place, metavar="LOSSES",
         help=".csv or .tsv with a column loss (and step, lr), .npy, .npz, or .json with a list: one loss for "
-        "each optimizer step; with --cell a ledger.parquet or a study's results folder",
+        "each optimizer step; with --cell a ledger.parquet or a study's results, in object storage, too",
     )  # fmt: skip
     parser.add_argument(
         "--cell", metavar="HASH", help="replay this run of the ledger; the beginning of its hash will do"

@@ -81,7 +81,9 @@ class RemotePath:
         """Whether there is an object of this name, or any below it."""
         return bool(self._info().type != pyarrow.fs.FileType.NotFound)
 
-    is_dir = exists
+    def is_dir(self) -> bool:
+        """Whether there are objects below it."""
+        return bool(self._info().type == pyarrow.fs.FileType.Directory)
 
     def iterdir(self) -> Iterator[RemotePath]:
         """What lies directly below."""

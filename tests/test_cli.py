@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from autolr_ray.schedule import DECAYS, RULES
 from autolr_ray.schedule.auto_warmup import WARMUPS
 from autolr_ray.train import OPTIMIZERS, AutoWarmupSpec, LinearWarmupSpec, RunSpec
 from autolr_ray.train.compute import Compute
+from autolr_ray.train.schedules import ConstantSpec, RangeTestSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "experiments" / "compare.py"
@@ -174,10 +176,11 @@ print(*sorted({"torch", "numpy", "ray", "pandas", "matplotlib", "pydantic"} & se
 
 def test_names_and_defaults_in_the_help_are_those_of_a_run() -> None:
     names = (options.OPTIMIZERS, options.RULES, options.WARMUPS, options.DECAYS, options.SCHEDULES)
-    kinds = tuple(kind.model_fields["kind"].default for kind in (AutoWarmupSpec, LinearWarmupSpec))
+    models = (AutoWarmupSpec, LinearWarmupSpec, RangeTestSpec, ConstantSpec)
+    kinds = tuple(model.model_fields["kind"].default for model in models)
     assert names == (OPTIMIZERS, tuple(RULES), WARMUPS, tuple(DECAYS), kinds)
     usual: dict[str, Any] = {"precision": Compute().precision}
-    for model in (LinearWarmupSpec, AutoWarmupSpec, RunSpec):
+    for model in (ConstantSpec, RangeTestSpec, LinearWarmupSpec, AutoWarmupSpec, RunSpec):
         usual |= {name: field.default for name, field in model.model_fields.items()}
     usual |= {"optimizer": usual["optimizer"].name, "schedule": usual["schedule"].kind}
     said = {
@@ -220,6 +223,24 @@ def test_completion(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
             printf '%s ' "${{COMPREPLY[@]}}" """
         done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=30)
         assert set(done.stdout.split()) == expected, done.stderr
+
+
+@pytest.mark.parametrize("shell", ["zsh", "tcsh"])
+def test_completion_of_other_shells(shell: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Commands, options and choices are in what they are given; where the shell is here, it can read it."""
+    with pytest.raises(SystemExit) as caught:
+        main(["--print-completion", shell])
+    assert not caught.value.code
+    script = capsys.readouterr().out
+    for word in (*commands(), "--optimizer", "schedule_free_adamw", "lr_range_test", "--study"):
+        assert word.removeprefix("--") in script, word
+    assert {"zsh": "compdef", "tcsh": "complete autolr-ray"}[shell] in script
+    if shutil.which(shell):
+        (tmp_path / "script").write_text(script)
+        done = subprocess.run(
+            [shell, "-n", "script"], capture_output=True, text=True, cwd=tmp_path, timeout=30
+        )
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_reader_that_goes_away() -> None:

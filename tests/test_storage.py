@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import signal
@@ -21,11 +22,15 @@ pytest.importorskip("moto")
 from moto.server import ThreadedMotoServer
 
 from autolr_ray.cli import main
+from autolr_ray.compare.board import EventFiles
+from autolr_ray.compare.figures import _STYLE
+from autolr_ray.compare.ledger import read_ledger
 from autolr_ray.files import remove_tree, write_atomically
 from autolr_ray.remote import RemotePath, location
 from autolr_ray.train.checkpoints import CheckpointFolder
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "experiments" / "results"
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "local",
     "AWS_SECRET_ACCESS_KEY": "local",
@@ -161,6 +166,36 @@ def test_a_sweep_into_object_storage_is_killed_and_goes_on(
     selector = pyarrow.fs.FileSelector("bucket/results/remote/runs", recursive=True)
     assert not [info.path for info in system.get_file_info(selector) if "checkpoint" in info.path]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["study.yaml"]
+
+
+def test_those_who_look_on_read_object_storage(
+    s3: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ledger or a folder, with the study beside it; nothing is written there."""
+    monkeypatch.setitem(_STYLE, "savefig.dpi", 30)
+    for name in ("quick", "fashion_mnist"):
+        for file in ("ledger.parquet", "study.yaml"):
+            put = location(f"s3://bucket/looked/{name}{s3}") / file
+            write_atomically(put, (RESULTS / name / file).read_bytes())
+    quick, ledger = f"s3://bucket/looked/quick{s3}", f"s3://bucket/looked/fashion_mnist/ledger.parquet{s3}"
+    assert main(["status", quick, "--json"]) == 0
+    (status,) = json.loads(capsys.readouterr().out)
+    assert (status["finished"], status["total"]) == (20, 20)
+    assert main(["report", quick, "--out", str(tmp_path / "report")]) == 0
+    assert (tmp_path / "report" / "report.html").is_file()
+    assert f"report: {tmp_path / 'report' / 'report.html'}" in capsys.readouterr().out
+    assert main(["report", quick]) == 2
+    assert capsys.readouterr().err.startswith("out: a folder is needed for a report on s3://")
+    paper = next(r for r in read_ledger(location(ledger)) if r.arm == "autowu_original")
+    assert main(["replay", ledger, "--cell", paper.cell, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)
+    assert main(["replay", ledger]) == 2
+    assert "is not allowed without --cell" in capsys.readouterr().err
+    files = EventFiles(location(quick), tmp_path / "board")
+    assert files.update() == 20
+    files.close()
+    assert len(list((tmp_path / "board").rglob("events.out.tfevents.*"))) == 20
+    assert {path.name for path in location(quick).iterdir()} == {"ledger.parquet", "study.yaml"}
 
 
 def test_storage_that_cannot_be_reached_is_refused_before_anything_starts(s3: str, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from autolr_ray.compare.arms import Asha, AshaArm
 from autolr_ray.compare.study import Study
-from autolr_ray.train.record import RunRecord
+from autolr_ray.train.record import ASHA_TUNING, RunRecord
 
 
 def asha_records(study: Study, records: Sequence[RunRecord]) -> list[RunRecord]:
@@ -62,7 +62,7 @@ def _found(runs: list[RunRecord], arm: str, asha: Asha, seed: int) -> RunRecord:
             "point": "",
             "device_seconds": cost,
             "tuning_seconds": cost - winner.device_seconds,
-            "tuning": f"ASHA over {len(runs)} runs, {stopped} stopped early",
+            "tuning": f"{ASHA_TUNING} {len(runs)} runs, {stopped} stopped early",
         }
     )
 
@@ -111,4 +111,6 @@ def epochs_run(runs: Iterable[RunRecord], asha: Asha, seed: int) -> dict[str, in
 
 def _seconds(run: RunRecord, epochs: int) -> float:
     """Device-seconds of its first ``epochs``; a run to the end is charged all of it."""
-    return run.device_seconds if epochs == run.epochs else run.epoch_rows[epochs - 1].seconds * run.workers
+    if epochs == run.epochs:
+        return run.device_seconds
+    return run.epoch_rows[epochs - 1].seconds * run.workers * run.device_share

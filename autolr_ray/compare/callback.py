@@ -24,7 +24,7 @@ class ProgressCallback(tune.Callback):  # type: ignore[misc]
         progress: counts.
         cells: the cells by their hash; a trial's is ``config["run"]["cell"]``.
         waiting: said when no run has begun for a minute; why that may be.
-        on_finished: called after each finished run.
+        on_finished: called after each run that has ended, well or not.
     """
 
     def __init__(
@@ -102,6 +102,7 @@ class ProgressCallback(tune.Callback):  # type: ignore[misc]
             self._latest.pop(trial.trial_id, None)
             self._progress.drop(cell)
             self._report(cell, "FAILED")
+            self._on_finished()
 
     def _cell(self, trial: Trial) -> Cell:
         return self._cells[trial.config["run"]["cell"]]

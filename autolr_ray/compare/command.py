@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from autolr_ray.compare.extend import all_cells
@@ -25,6 +26,7 @@ def compare(
     address: str | None,
     retry_failed: bool,
     max_concurrent: int | None = None,
+    on_json: Callable[[str], None] | None = None,
 ) -> int:
     """Run what has no result yet, then write and print what there is; the exit status.
 
@@ -34,6 +36,7 @@ def compare(
         retry_failed: forget earlier failures.
         max_concurrent: takes the place of the study's own in this sweep; ``study.yaml`` and what a run is
             known by do not change.
+        on_json: gets the findings as one JSON object at the end.
     """
     store = RunStore(folder / "cells")
     found = store.read_all()
@@ -71,6 +74,13 @@ def compare(
         candidate_arm=study.candidate, expected_cells=published.rows.expected,
     )  # fmt: skip
     print(f"\n{table}\n\nreport: {published.report}", flush=True)
+    if on_json is not None:
+        from autolr_ray.compare.findings import Findings
+        from autolr_ray.compare.rebuild import findings_json
+
+        rows = published.rows
+        said = Findings(rows.records, study.margin, study.baseline, study.candidate, rows.expected)
+        on_json(findings_json(study.name, said, failures=published.failures, report=published.report))
     for line in failures:
         print(line, file=sys.stderr)
     if failures:

@@ -23,6 +23,11 @@ def learning_rates(scene: Scene) -> Figure | None:
         for arm in (scene.baseline, scene.candidate):
             for r in scene.shown(arm, size):
                 step, lr = np.array(r.trace.step, float), np.array(r.trace.lr, float)
+                if r.sweep_steps:
+                    axes.axvspan(0, r.sweep_steps, color=scene.colour(r.arm), alpha=0.08, lw=0)
+                for at, back in r.put_backs:
+                    axes.axvline(at, color="#222222", lw=0.8, ls=":", alpha=0.6)
+                    axes.plot(back, _at(r, back), **mark(scene.colour(r.arm), "<", 7))
                 lr[~(lr > 0)] = np.nan  # the last LR is exactly 0, which a log axis cannot show
                 if np.isfinite(lr).any():
                     axes.plot(step, lr, color=scene.colour(r.arm), lw=1.6, alpha=0.75)
@@ -34,8 +39,27 @@ def learning_rates(scene: Scene) -> Figure | None:
         if finite:  # a decay to zero would stretch the axis without end
             axes.set_ylim(bottom=max(axes.get_ylim()[0], min(finite) / 1000))
 
-    handles = [*arm_handles(scene), key("o", "peak LR, where the decay starts")]
+    handles = [*arm_handles(scene), key("o", "peak LR, where the decay starts"), *_signs(scene)]
     return panels(scene, panel, "optimizer step", "learning rate", handles)
+
+
+def _signs(scene: Scene) -> list[Any]:
+    """What the marks of sweeps and of weights put back mean, where there are any."""
+    runs = [r for size in scene.batch_sizes for r in scene.shown(scene.candidate, size)]
+    swept = [Patch(color=CANDIDATE, alpha=0.12, label="sweep, then back")]
+    lines = [
+        Line2D([], [], color="#222222", ls=":", lw=0.8, label="weights put back"),
+        key("<", "to this step"),
+    ]
+    return [
+        *(swept if any(r.sweep_steps for r in runs) else ()),
+        *(lines if any(r.put_backs for r in runs) else ()),
+    ]
+
+
+def _at(record: RunRecord, step: int) -> float:
+    """The learning rate of a step, from the record's thinned ones."""
+    return float(np.interp(step, record.trace.step, record.trace.lr)) if record.trace.step else math.nan
 
 
 def losses(scene: Scene) -> Figure | None:
@@ -58,8 +82,8 @@ def losses(scene: Scene) -> Figure | None:
                 shown += seen.tolist()
                 if arm == scene.candidate and r.switch_step >= 0:
                     axes.axvline(r.switch_step, color="#222222", lw=1, ls="--", alpha=0.6)
-                    if r.rolled_back_to >= 0:
-                        axes.axvspan(r.rolled_back_to, r.switch_step, color=colour, alpha=0.12, lw=0)
+                for at, back in r.put_backs if arm == scene.candidate else ():
+                    axes.axvspan(back, at, color=colour, alpha=0.12, lw=0)
         if shown:
             # A loss that blew up leaves the picture at 1.5 times where training began.
             top = min(max(shown), 1.5 * float(np.median(first)))

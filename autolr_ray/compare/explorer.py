@@ -70,7 +70,8 @@ def _run(r: RunRecord, reported: bool, words: dict[str, int]) -> dict[str, Any]:
     kept = thin(lr, loss)
     run: dict[str, Any] = {
         "arm": r.arm, "point": r.point, "batch": r.batch_size, "seed": r.seed, "steps": r.total_steps,
-        "peak": number(r.peak_lr), "switch": r.switch_step, "back": r.rolled_back_to,
+        "peak": number(r.peak_lr), "switch": r.switch_step,
+        "back": r.put_backs, "sweep": r.sweep_steps,
         "validation": percent(r.validation_accuracy, 2),
         "test": percent(r.test_accuracy, 2) if reported else "not shown",
         "step": np.diff(step[kept], prepend=0).tolist(),

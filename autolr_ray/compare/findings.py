@@ -23,6 +23,10 @@ from autolr_ray.compare.values import ArmSummary, Comparison, Edge, Overall, Tun
 from autolr_ray.compare.wording import PROTOCOL, paid, percent, points, runs_needed
 from autolr_ray.train.record import ReceiptRow, RunRecord
 
+_WHAT_FOLLOWS = {
+    "device": "; their times cannot be compared, and no two kinds round alike: one study, one kind of device"
+}
+
 
 class Findings:
     """Everything that is written down, worked out once. Test accuracies of reported runs only."""
@@ -126,7 +130,12 @@ class Findings:
         counts = Counter(c.verdict for c in found)
         said = ", ".join(f"{v.word} at {counts[v]}" for v in Verdict if counts[v])
         ours, theirs = (sum(s.seconds_per_seed for s in side) for side in _sides(found))
-        ratio = f"; {100 * ours / theirs:.0f} % of the device time per seed" if 0 < ours < theirs else ""
+        fewer, more = (sum(s.runs_per_seed for s in side) for side in _sides(found))
+        # Seconds depend on what else the machine did; runs do not.
+        runs = f" ({fewer} run{'s' * (fewer != 1)} instead of {more})"
+        ratio = (
+            f"; {100 * ours / theirs:.0f} % of the device time per seed{runs}" if 0 < ours < theirs else ""
+        )
         noun = "batch size" if len(found) == 1 else "batch sizes"
         o = self.overall
         mean = f"; over all {points(o.difference)}, {o.verdict.word}" if o is not None else ""
@@ -171,7 +180,7 @@ class Findings:
                 f"{self.repeats} runs left out: a later run had the same arm, point, batch size and seed"
             )
         notes += [
-            f"runs differ in {name}: {', '.join(values)}"
+            f"runs differ in {name}: {', '.join(values)}{_WHAT_FOLLOWS.get(name, '')}"
             for name, values in self.surroundings
             if len(values) > 1 and name not in ("optimizer", "schedule")
         ]
@@ -189,10 +198,22 @@ class Findings:
         return [(name, sorted(values)) for name, values in seen.items() if values]
 
     @property
-    def decisions(self) -> list[tuple[RunRecord, ReceiptRow]]:
-        """The receipt behind each reported run's switch: the one of its step, else the last."""
-        runs = [r for r in self.runs if self.is_reported(r) and r.receipts]
-        return [(r, next((x for x in r.receipts if x.step == r.switch_step), r.receipts[-1])) for r in runs]
+    def decisions(self) -> list[tuple[RunRecord, ReceiptRow, int]]:
+        """Of each reported run the receipts that moved something, with the step whose weights were put back.
+
+        That of a sweep, which set the scale; that of the switch (the one of its step, else the last); any
+        other that put weights back. -1: none were, or it is not known.
+        """
+        found = []
+        for r in (r for r in self.runs if self.is_reported(r) and r.receipts):
+            backs = dict(r.put_backs)
+            switch = next((x for x in r.receipts if x.step == r.switch_step), r.receipts[-1])
+            found += [
+                (r, x, backs.get(x.step, -1))
+                for x in r.receipts
+                if x is switch or x.verdict == "swept" or x.step in backs
+            ]
+        return found
 
     def _summary(self, arm: str, batch_size: int) -> ArmSummary | None:
         return next((s for s in self.summaries if (s.arm, s.batch_size) == (arm, batch_size)), None)

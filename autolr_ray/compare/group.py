@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import time
@@ -12,8 +11,8 @@ from typing import Any
 
 from ray import tune
 from ray.tune.experiment import Trial
-from ray.tune.integration.ray_train import TuneReportCallback
 
+from autolr_ray.compare.attempt import attempt
 from autolr_ray.compare.callback import ProgressCallback
 from autolr_ray.compare.failure_callback import FailureCallback
 from autolr_ray.compare.failures import Failure, FailureLog
@@ -21,19 +20,12 @@ from autolr_ray.compare.ledger import RunStore
 from autolr_ray.compare.need import uses_gpu
 from autolr_ray.compare.progress import Progress
 from autolr_ray.compare.study import Cell, Study
-from autolr_ray.files import remove_tree
 from autolr_ray.remote import Location
-from autolr_ray.train.record import EpochRow
 from autolr_ray.train.schedules import LinearWarmupSpec
-from autolr_ray.train.shared_data import SharedData, use_shared
-from autolr_ray.train.trainer import RunRequest, build_trainer, run_in_process
+from autolr_ray.train.shared_data import SharedData
+from autolr_ray.train.trainer import RunRequest
 
 _HEAD = "node:__internal_head__"
-# Between two reports of a run that is no TorchTrainer: its loop stands still while the sweep's process takes
-# one in.
-_REPORT_SECONDS = 5.0
-
-
 # Of the runs by their cells. Tune pickles the function that names a trial into the state of every trial, over
 # and over: this one goes by reference, a closure would take along all that it can reach.
 _names: dict[str, str] = {}
@@ -59,7 +51,7 @@ class Group:
         *,
         may_grow: bool = False,
     ) -> None:
-        self.cells = {cell.spec.cell: cell for cell in cells}
+        self.study, self.cells = study.name, {cell.spec.cell: cell for cell in cells}
         self.workers, self.resources, self.data = workers, resources, data
         self.folder = folder.resolve() if isinstance(folder, Path) else folder
         self.max_attempts = study.resources.max_attempts
@@ -112,7 +104,8 @@ class Group:
                 name=f"tune-{self.workers}-workers-{time.strftime('%Y%m%d-%H%M%S')}",
                 storage_path=str(self.folder / "runs"),
                 failure_config=tune.FailureConfig(max_failures=self.max_attempts - 1),
-                callbacks=[callback, FailureCallback(log, self.cells)],
+                # First the note that a run has failed, then the report that shows it.
+                callbacks=[FailureCallback(log, self.cells), callback],
                 verbose=0,
             ),
         ).fit()
@@ -140,15 +133,10 @@ class Group:
         def trial(config: dict[str, Any], data: SharedData | None = None) -> None:
             sys.path.extend(path for path in search_path if path not in sys.path)
             request = RunRequest.model_validate_json(texts[config["run"]["cell"]])
-            if nested:
-                build_trainer(request, callbacks=[TuneReportCallback()]).fit()
-            else:
-                use_shared(request.spec, data)
-                run_in_process(request, on_report=_Reporter(request.spec.epochs))
-            if (request.record_dir / f"{request.spec.cell}.json").is_file():
-                # Checkpoints of a finished run are of no more use, and fill disks.
-                remove_tree(request.runs_dir / request.name)
+            attempt(request, data, nested=nested)
 
+        # What Ray's dashboard calls the actors; each takes one run after the other.
+        trial.__name__ = f"{self.study}_runs"
         # Put into Ray's object store once, for all runs of all nodes.
         return trial if nested else tune.with_parameters(trial, data=self.data)
 
@@ -172,19 +160,6 @@ class Group:
             if there < self.workers * amount - 1e-6:  # floats, as below
                 return f"it needs {self._need()}, the cluster has {there:g} {kind}s"
         return ""
-
-
-class _Reporter:
-    """Tells Tune of an epoch, and waits until it has heard: the first, the last, and some between."""
-
-    def __init__(self, epochs: int) -> None:
-        self._last, self._due = epochs, -math.inf
-
-    def __call__(self, row: EpochRow) -> None:
-        now = time.monotonic()
-        if row.epoch == self._last or now >= self._due:
-            self._due = now + _REPORT_SECONDS
-            tune.report(row.model_dump())
 
 
 def parameters(cell: Cell) -> dict[str, Any]:

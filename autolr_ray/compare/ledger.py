@@ -56,6 +56,7 @@ _COLUMNS = {
     "device_seconds": _NUMBER,
     "tuning_seconds": _NUMBER,
     "tuning": _TEXT,
+    "device_share": _NUMBER,
     "startup_seconds": _NUMBER,
     "restarts": _INTEGER,
     "finished_at": _TEXT,
@@ -82,6 +83,7 @@ _COLUMNS = {
             positives=_INTEGER,
             argmin_step=_INTEGER,
             argmin_lr=_NUMBER,
+            rolled_back_to=_INTEGER,
         )
     ),
     "posterior": _struct(step=_items(_NUMBER), mean=_items(_NUMBER), sd=_items(_NUMBER)),
@@ -102,7 +104,8 @@ def write_ledger(records: Sequence[RunRecord], path: Location) -> None:
     give the same file. An empty ledger is a valid file of zero rows.
 
     Raises:
-        ValueError: two records carry the same cell, arm and point.
+        ValueError: two records carry the same cell, arm and point; or a cell has a row that was made from
+            other runs (ASHA's), and none that is its own run's.
     """
     ordered = sorted(records, key=lambda r: (r.study, r.arm, r.point, r.batch_size, r.seed, r.cell))
     seen: set[tuple[str, str, str]] = set()
@@ -114,6 +117,13 @@ def write_ledger(records: Sequence[RunRecord], path: Location) -> None:
                 "holds one row for each"
             )
         seen.add(key)
+    own = {record.cell for record in ordered if not record.derived}
+    for record in ordered:
+        if record.cell not in own:
+            raise ValueError(
+                f"records: cell {record.cell!r} has no run of its own; {record.arm!r} was made from other "
+                f"runs ({record.tuning}) and is charged with theirs"
+            )
     table = pa.Table.from_pylist([_row(record) for record in ordered], schema=SCHEMA)
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd")
@@ -139,6 +149,29 @@ def read_ledger(path: Location) -> list[RunRecord]:
         raise ValueError(f"{path} is not a ledger of this version: columns {', '.join(odd)} differ")
     rows = table.to_pylist()
     return [RunRecord.model_validate({**row, "versions": dict(row["versions"])}) for row in rows]
+
+
+def restore_runs(ledger: Sequence[RunRecord], store: RunStore) -> list[str]:
+    """Bring a ledger's runs back to where a sweep looks for them; the cells, sorted.
+
+    Rows that were made from others' runs (ASHA's) are no runs and are passed over: they are worked out anew.
+    What is in ``store`` already stays.
+
+    Raises:
+        ValueError: of a cell there is nothing but such rows; nothing has been written then.
+    """
+    runs: dict[str, RunRecord] = {}
+    for record in ledger:
+        if not record.derived:
+            runs.setdefault(record.cell, record)
+    if lost := sorted({record.cell for record in ledger} - runs.keys()):
+        raise ValueError(
+            f"records: {', '.join(lost)}: no run's own record is in the ledger, only what was made from "
+            "other runs, with their cost"
+        )
+    for record in runs.values():
+        store.write(record)
+    return sorted(runs)
 
 
 class RunStore:
@@ -195,6 +228,13 @@ class RunStore:
             if record.cell != path.stem:
                 self.unreadable.add(path.stem)
                 _warn(f"{path} holds the run of another cell, {record.cell!r}, and is skipped")
+                continue
+            if record.derived:
+                self.unreadable.add(path.stem)
+                _warn(
+                    f"{path} holds what was made from other runs ({record.tuning}), no run of its own, and "
+                    "is skipped, its cell runs again"
+                )
                 continue
             self._read[record.cell] = record
             records.append(record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from autolr_ray.compare.ledger import RunStore, write_ledger
 from autolr_ray.compare.report import write_report
 from autolr_ray.compare.rows import Rows, rows_of
 from autolr_ray.compare.study import Study
+from autolr_ray.compare.values import FailureRow
 from autolr_ray.files import write_atomically
 from autolr_ray.remote import Location, RemotePath
 
@@ -33,20 +35,25 @@ def publish(study: Study, folder: Location, store: RunStore | None = None) -> Pu
         found = store.read_all()
         rows = rows_of(study, found)
         write_ledger([*rows.records, *rows.others], folder / "ledger.parquet")
-        report = _write_report(study, rows, folder)
+        failures = failure_rows(
+            study, all_cells(study, rows.records), {record.cell for record in rows.records},
+            FailureLog(folder / "failures"),
+        )  # fmt: skip
+        report = _write_report(study, rows, failures, folder)
         if store.names() <= {record.cell for record in found} | store.unreadable:
-            return Published(rows=rows, report=report)
+            return Published(rows=rows, failures=tuple(failures), report=report)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """What was written: the rows it is about, and where the report's page lies."""
+    """What was written: the rows and the failures it is about, and where the report's page lies."""
 
     rows: Rows
+    failures: tuple[FailureRow, ...]
     report: str
 
 
-def _write_report(study: Study, rows: Rows, folder: Location) -> str:
+def _write_report(study: Study, rows: Rows, failures: Sequence[FailureRow], folder: Location) -> str:
     """The report's files, in object storage by way of a folder here; where the page lies."""
     with ExitStack() as stack:
         here = folder
@@ -55,10 +62,7 @@ def _write_report(study: Study, rows: Rows, folder: Location) -> str:
         paths = write_report(
             rows.records, here, study_name=study.name, margin=study.margin, baseline_arm=study.baseline,
             candidate_arm=study.candidate, expected_cells=rows.expected, data_note=study.note,
-            failures=failure_rows(
-                study, all_cells(study, rows.records), {record.cell for record in rows.records},
-                FailureLog(folder / "failures"),
-            ),
+            failures=failures,
         )  # fmt: skip
         if isinstance(folder, RemotePath):
             for path in (*paths.figures, paths.csv, paths.markdown, paths.html):

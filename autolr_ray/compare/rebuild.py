@@ -12,7 +12,7 @@ from autolr_ray.compare.findings import Findings
 from autolr_ray.compare.folder import ReadingError, Runs, read_runs
 from autolr_ray.compare.intervals import check_margin
 from autolr_ray.compare.report import DEFAULT_MARGIN, ReportPaths, console_table, write_report
-from autolr_ray.compare.values import Comparison
+from autolr_ray.compare.values import Comparison, FailureRow, Tuning
 from autolr_ray.plain import strict_json
 from autolr_ray.remote import Location
 from autolr_ray.train.record import RunRecord
@@ -28,6 +28,7 @@ class Rebuilt:
         table: the verdicts as plain text.
         findings: what it says.
         notes: what was found wrong with the files that it was made from.
+        failures: runs that have failed and have no result.
     """
 
     study: str
@@ -35,26 +36,56 @@ class Rebuilt:
     table: str
     findings: Findings
     notes: tuple[str, ...]
+    failures: tuple[FailureRow, ...] = ()
 
     def json(self) -> str:
         """The findings as one JSON object."""
-        found = self.findings
-        return strict_json(
-            {
-                "study": self.study,
-                "headline": found.headline,
-                "candidate": found.candidate,
-                "baseline": found.baseline,
-                "margin": found.margin,
-                "finished": len(found.runs),
-                "expected": found.expected_cells,
-                "verdicts": [_verdict(found, size) for size in found.batch_sizes],
-                "summaries": [dataclasses.asdict(summary) for summary in found.summaries],
-                "notes": [*self.notes, *found.notes],
-                "report": str(self.paths.html),
-            },
-            indent=2,
+        return findings_json(
+            self.study, self.findings, failures=self.failures, notes=self.notes, report=str(self.paths.html)
         )
+
+
+def findings_json(
+    study: str,
+    found: Findings,
+    *,
+    failures: Sequence[FailureRow],
+    report: str,
+    notes: Sequence[str] = (),
+) -> str:
+    """What a study has found as one JSON object.
+
+    Args:
+        study: its name.
+        found: the findings.
+        failures: runs that have failed and have no result.
+        report: where the page lies.
+        notes: what was found wrong with the files.
+    """
+    return strict_json(
+        {
+            "study": study,
+            "headline": found.headline,
+            "candidate": found.candidate,
+            "baseline": found.baseline,
+            "margin": found.margin,
+            "finished": len(found.runs),
+            "expected": found.expected_cells,
+            "overall": _overall(found),
+            "verdicts": [_verdict(found, size) for size in found.batch_sizes],
+            "others": [
+                {"arm": arm, "batch_size": size, "verdict": c.verdict.word, **_values(c)}
+                for (arm, size), c in found.comparisons.items()
+                if arm != found.candidate
+            ],
+            "tunings": [_tuning(tuning) for tuning in found.tunings],
+            "failures": [dataclasses.asdict(failure) for failure in failures],
+            "summaries": [dataclasses.asdict(summary) for summary in found.summaries],
+            "notes": [*notes, *found.notes],
+            "report": report,
+        },
+        indent=2,
+    )
 
 
 def rebuild(
@@ -108,6 +139,7 @@ def rebuild(
     return Rebuilt(
         study=name, paths=paths, table="\n".join([console_table(records, **common), *_said(runs)]),
         findings=Findings(records, margin, baseline, candidate, expected), notes=runs.notes,
+        failures=runs.failures if kept else (),
     )  # fmt: skip
 
 
@@ -131,6 +163,31 @@ def _verdict(found: Findings, batch_size: int) -> dict[str, Any]:
     if comparison is None:
         return {**common, "verdict": None}
     return {**common, "verdict": comparison.verdict.word, **_values(comparison)}
+
+
+def _overall(found: Findings) -> dict[str, Any] | None:
+    """The candidate against the baseline over all batch sizes; None where one has no pair."""
+    o = found.overall
+    if o is None:
+        return None
+    return {
+        "sentence": found.overall_sentence,
+        "verdict": o.verdict.word,
+        "seeds": o.seeds,
+        "batch_sizes": o.batch_sizes,
+        "difference": dataclasses.asdict(o.difference),
+    }
+
+
+def _tuning(tuning: Tuning) -> dict[str, Any]:
+    """A grid at one batch size: its points by validation accuracy, the chosen one, where it lies."""
+    return {
+        "arm": tuning.arm,
+        "batch_size": tuning.batch_size,
+        "chosen": tuning.chosen.point if tuning.chosen is not None else None,
+        "edge": tuning.edge.name.lower(),
+        "points": [dataclasses.asdict(point) for point in tuning.points],
+    }
 
 
 def _values(comparison: Comparison) -> dict[str, Any]:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from autolr_ray.compare.folder import ReadingError, read_runs
+from autolr_ray.remote import Location
 from autolr_ray.schedule.replay import Curve, CurveError
 from autolr_ray.train.schedules import AutoWarmupSpec
 
 
-def recorded_curve(path: Path, cell: str) -> Curve:
+def recorded_curve(path: Location, cell: str) -> Curve:
     """Losses and learning rates of a run of AutoWarmup, from its start to the end of its warmup.
 
     Args:
-        path: a ledger, or a study's results folder.
+        path: a ledger, or a study's results folder, here or in object storage.
         cell: the run's hash, or its beginning.
 
     Raises:

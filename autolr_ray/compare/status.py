@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from collections import Counter
@@ -12,6 +13,7 @@ from typing import Any
 
 from autolr_ray.compare.folder import ReadingError, read_runs
 from autolr_ray.compare.progress import SweepState, describe, read_state
+from autolr_ray.compare.values import FailureRow
 from autolr_ray.compare.wording import percent
 from autolr_ray.plain import clock, strict_json
 from autolr_ray.remote import Location
@@ -43,6 +45,7 @@ class Status:
         counts: by batch size and arm.
         newest: the run that finished last.
         sweep: what the last sweep says of itself; None where nothing can be read.
+        failures: runs without a result that have failed, and why.
         notes: what was found wrong with the files.
     """
 
@@ -53,6 +56,7 @@ class Status:
     newest: RunRecord | None
     sweep: SweepState | None
     notes: tuple[str, ...]
+    failures: tuple[FailureRow, ...] = ()
 
     @property
     def alive(self) -> bool:
@@ -95,6 +99,7 @@ def status_of(path: Location) -> Status:
     return Status(
         name=runs.name, folder=runs.folder, total=len(runs.cells) or None, counts=counts, sweep=sweep,
         newest=max(runs.records, key=lambda record: record.finished_at, default=None), notes=runs.notes,
+        failures=runs.failures,
     )  # fmt: skip
 
 
@@ -132,7 +137,20 @@ def as_text(status: Status) -> str:
         r = status.newest
         name = " ".join(part for part in (r.arm, r.point, f"batch {r.batch_size}", f"seed {r.seed}") if part)
         lines += ["", f"newest: {name}, validation {percent(r.validation_accuracy)}, {r.finished_at}"]
+    if status.failures:
+        lines += ["", *map(_failure_line, status.failures)]
     return "\n".join([*lines, *(f"note: {note}" for note in status.notes)])
+
+
+def _failure_line(failure: FailureRow) -> str:
+    name = " ".join(
+        part
+        for part in (failure.arm, failure.point, f"batch {failure.batch_size}", f"seed {failure.seed}")
+        if part
+    )
+    often = f"{failure.attempts} attempt{'s' * (failure.attempts != 1)}"
+    end = "given up (--retry-failed tries it again)" if failure.given_up else "the next sweep tries it again"
+    return f"failed: {name}: {' '.join(failure.reason.split())}; {often}, {end}"
 
 
 def _sweep_lines(sweep: SweepState | None) -> list[str]:
@@ -169,6 +187,7 @@ def as_plain(status: Status) -> dict[str, Any]:
         "counts": [vars(count) for count in status.counts],
         "newest": {field: getattr(newest, field) for field in shown} if newest is not None else None,
         "sweep": {**sweep.model_dump(mode="json"), "stale": sweep.stale} if sweep is not None else None,
+        "failures": [dataclasses.asdict(failure) for failure in status.failures],
         "notes": list(status.notes),
     }
 

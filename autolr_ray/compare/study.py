@@ -22,6 +22,9 @@ from autolr_ray.train.spec import AccumulationSteps, PositiveInt, RunSpec, requi
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$", max_length=60)]
 
 
+_EVERY = "*"
+
+
 class StudyError(ValueError):
     """What is wrong with a study, one line a problem, ready to be shown."""
 
@@ -59,7 +62,8 @@ class Resources(Config):
             cluster that grows by itself, it grows for as many as this.
         gpus_per_worker: below 1, several small runs share a GPU.
         max_attempts: lives of a run that may end in an error before it is given up, over all sweeps into
-            the same folder.
+            the same folder. Workers that a run of several loses, with a node perhaps, are replaced twice in
+            each life, and count only then.
     """
 
     device: Literal["auto", "cpu", "gpu"] = "auto"
@@ -84,8 +88,8 @@ class Study(Config):
         checkpoint_every: optimizer steps between checkpoints inside an epoch, beside that at its end.
         margin: how large a difference in accuracy (a fraction) still counts as equivalent.
         note: a line on the data for the report.
-        code: fingerprint of the code behind the study's ``package.module:attribute`` names; set when a study
-            is loaded.
+        code: fingerprints of the code behind the study's ``package.module:attribute`` names, by the names
+            that a run has of its own (see :func:`code_key`); set when a study is loaded.
     """
 
     name: Name
@@ -100,11 +104,17 @@ class Study(Config):
     baseline: str
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.005
     note: str = ""
-    code: str = ""
+    code: dict[str, str] = Field(default_factory=dict)
     compute: Compute = Compute()
     loader_workers: Annotated[int, Field(ge=0)] = 0
     checkpoint_every: PositiveInt | None = None
     resources: Resources = Resources()
+
+    @field_validator("code", mode="before")
+    @classmethod
+    def _for_all(cls, code: Any) -> Any:
+        # Results from before there was one for each: every run with a name of the user's own has that one.
+        return ({_EVERY: code} if code else {}) if isinstance(code, str) else code
 
     @field_validator("arms", mode="before")
     @classmethod
@@ -150,14 +160,20 @@ class Study(Config):
 
     def _spec(self, schedule: ScheduleSpec, arm: AnyArm, batch: Batch, seed: int) -> RunSpec:
         own_optimizer = None if isinstance(arm, AshaArm) else arm.optimizer
-        own_code = ":" in self.task or isinstance(schedule, OwnSpec)
-        return RunSpec(
+        spec = RunSpec(
             task=self.task, model=self.model, data_dir=self.data_dir, batch_size=batch.size,
             workers=batch.workers, accumulation_steps=batch.accumulation_steps, epochs=batch.epochs,
             optimizer=own_optimizer or self.optimizer, schedule=schedule, seed=seed, compute=self.compute,
             loader_workers=self.loader_workers, checkpoint_every=self.checkpoint_every,
-            code=self.code if own_code else "",
         )  # fmt: skip
+        # A worker takes the fingerprint of what its run names, and of no other arm's code.
+        code = self.code.get(code_key(spec), self.code.get(_EVERY, "")) if spec.own_names else ""
+        return spec.model_copy(update={"code": code}) if code else spec
+
+
+def code_key(spec: RunSpec) -> str:
+    """The names whose code decides a run's result, as one key; "" where there are none."""
+    return " and ".join(spec.own_names)
 
 
 class Cell(Config):
@@ -200,8 +216,10 @@ def load_study(study: str | Path, *, data_dir: Path | None = None) -> Study:
         for spec in specs:
             if isinstance(spec.schedule, OwnSpec):
                 spec.schedule.function()
-        names = {name for spec in specs for name in spec.own_names}
-        loaded = loaded.model_copy(update={"code": code_fingerprint(names)})
+        own = {code_key(spec): spec.own_names for spec in specs if spec.own_names}
+        loaded = loaded.model_copy(
+            update={"code": {key: code_fingerprint(names) for key, names in own.items()}}
+        )
     except ValidationError as error:
         raise StudyError("\n".join(f"{path}: {line}" for line in explain(error).splitlines())) from error
     except ValueError as error:

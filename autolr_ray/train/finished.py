@@ -21,9 +21,15 @@ _TRACE_POINTS = 1000
 
 
 def finished_record(
-    training: TrainingRun, test_accuracy: float, *, study: str, arm: str, point: str
+    training: TrainingRun,
+    test_accuracy: float,
+    *,
+    study: str,
+    arm: str,
+    point: str,
+    device_share: float = 1.0,
 ) -> RunRecord:
-    """The record of a run that is over, under these labels."""
+    """The record of a run that is over, under these labels; each worker had ``device_share`` of a device."""
     spec, schedule = training.spec, training.schedule
     auto = schedule if isinstance(schedule, AutoWarmup) else None
     decision = auto.decision if auto else None
@@ -48,12 +54,13 @@ def finished_record(
         warmup_fraction=math.nan if switch_step is None else switch_step / training.total_steps,
         switch_step=-1 if switch_step is None else switch_step,
         verdict=decision.verdict.name.lower() if decision else "",
-        rolled_back_to=decision.rolled_back_to if decision else -1,
+        rolled_back_to=-1 if auto is None or auto.rolled_back_to is None else auto.rolled_back_to,
         train_loss=training.rows[-1].train_loss,
         validation_accuracy=training.rows[-1].validation_accuracy,
         test_accuracy=test_accuracy,
-        device_seconds=training.seconds * spec.workers,
-        tuning_seconds=training.tuning_seconds * spec.workers,
+        device_seconds=training.seconds * spec.workers * device_share,
+        tuning_seconds=training.tuning_seconds * spec.workers * device_share,
+        device_share=device_share,
         tuning="LR range test" if training.found_lr is not None else "",
         startup_seconds=training.startup_seconds,
         restarts=training.restarts,

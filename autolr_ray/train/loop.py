@@ -36,6 +36,7 @@ def run(
     study: str = "",
     arm: str = "",
     point: str = "",
+    device_share: float = 1.0,
     launched_at: float | None = None,
     elastic: bool = False,
 ) -> RunRecord:
@@ -45,6 +46,7 @@ def run(
         spec: the run.
         context: where it happens.
         study, arm, point: labels for the record.
+        device_share: the part of a device that each worker has: its time is charged by it.
         launched_at: when the run was asked for (seconds since the epoch), to measure the start-up.
         elastic: fewer workers than ``spec.workers`` may run; they share the same global batches.
 
@@ -62,7 +64,9 @@ def run(
             row = training.train_epoch(epoch)
             context.report(row, training.state())
         test_accuracy = training.evaluate(training.splits.test)
-        record = finished_record(training, test_accuracy, study=study, arm=arm, point=point)
+        record = finished_record(
+            training, test_accuracy, study=study, arm=arm, point=point, device_share=device_share
+        )
         if context.rank == 0:
             context.finish(record)
     finally:

@@ -18,7 +18,7 @@ from autolr_ray.plain import clock
 from autolr_ray.tasks import check_task
 from autolr_ray.train.config import explain
 from autolr_ray.train.record import EpochRow, RunRecord
-from autolr_ray.train.schedules import AutoWarmupSpec, LinearWarmupSpec
+from autolr_ray.train.schedules import AutoWarmupSpec, ConstantSpec, LinearWarmupSpec, RangeTestSpec
 from autolr_ray.train.spec import RunSpec
 from autolr_ray.train.turn import Turn
 
@@ -26,7 +26,15 @@ if TYPE_CHECKING:
     from autolr_ray.train.trainer import RunRequest
 
 STUDY = "train"
-_SCHEDULES = {kind.model_fields["kind"].default: kind for kind in (AutoWarmupSpec, LinearWarmupSpec)}
+_SCHEDULES = {
+    kind.model_fields["kind"].default: kind
+    for kind in (AutoWarmupSpec, LinearWarmupSpec, RangeTestSpec, ConstantSpec)
+}
+# Optimizers that scale their own steps, with what their authors advise.
+_USUAL = {
+    "prodigy": {"kind": "linear_warmup", "peak_lr": 1.0, "warmup_fraction": 0.0},
+    "schedule_free_adamw": {"kind": "constant"},
+}
 
 
 class RunFailed(RuntimeError):
@@ -53,7 +61,10 @@ def read_spec(file: Path | None, given: Mapping[str, Any], schedule: Mapping[str
         named["optimizer"] = {"name": named["optimizer"]}
     if "precision" in named:
         named["compute"] = {**_mapping(content.get("compute")), "precision": named.pop("precision")}
-    content |= named | _schedule(content.get("schedule"), schedule)
+    content |= named
+    content |= _schedule(
+        content.get("schedule", _USUAL.get(_name(content.get("optimizer"), "name"))), schedule
+    )
     if isinstance(content.get("data_dir"), (str, Path)):
         # The workers' current directory is not this one.
         content["data_dir"] = str(Path(content["data_dir"]).expanduser().absolute())
@@ -233,7 +244,7 @@ class _Lines:
 
 def summary(record: RunRecord) -> str:
     """A finished run in one line."""
-    took = clock(record.device_seconds / max(1, record.workers))
+    took = clock(record.device_seconds / max(1, record.workers) / record.device_share)
     again = f", restarts {record.restarts}" if record.restarts else ""
     return (
         f"validation {record.validation_accuracy:.4f}, test {record.test_accuracy:.4f}, peak learning rate "

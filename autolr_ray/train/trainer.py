@@ -68,6 +68,11 @@ class RunRequest(Config):
         return {"CPU": 1.0, **({"GPU": self.gpus_per_worker} if self.use_gpu else {})}
 
     @property
+    def device_share(self) -> float:
+        """The part of a device that a worker has reserved."""
+        return self.gpus_per_worker if self.use_gpu else 1.0
+
+    @property
     def name(self) -> str:
         """A name that says what the run is: arm, point, batch size, seed, cell."""
         point = self.point.replace(" ", "_").replace("=", "-")
@@ -83,6 +88,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     context = RayTrainContext(request.record_dir, request.spec, log_dir=request.log_dir)
     run(
         request.spec, context, study=request.study, arm=request.arm, point=request.point,
+        device_share=request.device_share,
         launched_at=request.launched_at, elastic=request.min_workers is not None,
     )  # fmt: skip
 
@@ -148,5 +154,6 @@ def run_in_process(
     )
     return run(
         request.spec, context, study=request.study, arm=request.arm, point=request.point,
+        device_share=request.device_share,
         launched_at=request.launched_at or time.time(),
     )  # fmt: skip

@@ -2,14 +2,16 @@
 
     OMP_NUM_THREADS=1 python experiments/benchmarks/kill_sweep.py --json [--kills 5] [--seed 0]
 
-A small study (scikit-learn's digits, an MLP; runs of one worker, and of two on Ray Train) runs once without
-disturbance, then anew, killed ``--kills`` times with its whole process group, each time started again with
-the same command, and at last let finish. The moments are drawn uniformly over what the undisturbed sweep
-took, in seconds of running, all starts together. Compared are the ledgers (every field but the clock's, bit
-for bit), the rows' keys, and the summary table without its times.
+A small study (scikit-learn's digits, an MLP; runs of one worker, and of two on Ray Train; a grid that grows
+at its edge) runs once without disturbance, then anew, killed ``--kills`` times with its whole process group,
+each time started again with the same command, and at last let finish. Each kill has a stage of its own: the
+sweep's runs are divided evenly among the kills, a number is drawn in each part, and the kill comes when so
+many runs have finished and a random time has passed, at most what one and a half runs take in the mean.
+Compared are the ledgers (every field but the clock's, bit for bit), the rows' keys, and the summary table
+without its times.
 
-One JSON line a kill, ``{"kill", "after_seconds", "finished"}`` (runs that had a result by then), and at last
-one with what was lost, doubled or different.
+One JSON line a kill, ``{"kill", "stage", "after_seconds", "finished", "grown"}`` (runs that had a result by
+then, and whether the grid had begun to grow), and at last one with what was lost, doubled or different.
 """
 
 from __future__ import annotations
@@ -34,15 +36,17 @@ from typing import Any
 import yaml
 
 from autolr_ray.compare.ledger import read_ledger
+from autolr_ray.compare.study import load_study
 from autolr_ray.train.record import RunRecord
 
 COMPARE = Path(__file__).resolve().parents[1] / "compare.py"
 STUDY = {
-    "name": "killed", "task": "digits", "model": "mlp", "seeds": [0, 1],
-    "batches": [{"size": 64, "epochs": 12}, {"size": 256, "epochs": 8, "workers": 2}],
+    "name": "killed", "task": "digits", "model": "mlp", "seeds": [0],
+    "batches": [{"size": 64, "epochs": 12}, {"size": 256, "epochs": 6, "workers": 2}],
     "arms": {
         "auto_warmup": {},
-        "linear_warmup": {"grid": {"peak_lr": [0.01], "warmup_fraction": [0.1], "extend": 0}},
+        # Neither is enough: it grows by one at the upper edge, for both batch sizes.
+        "linear_warmup": {"grid": {"peak_lr": [1.0e-5, 3.0e-5], "warmup_fraction": [0.1], "extend": 1}},
     },
     "candidate": "auto_warmup", "baseline": "linear_warmup",
 }  # fmt: skip
@@ -98,6 +102,10 @@ class Sweep:
         """Each row's key and its content without the clock."""
         return [(_key(record), _content(record)) for record in read_ledger(self.out / "ledger.parquet")]
 
+    def finished(self) -> int:
+        """How many runs have a result."""
+        return len(list((self.out / "cells").glob("*.json")))
+
     def summary(self) -> str:
         """The summary's tables without times."""
         text = (self.out / "summary.md").read_text()
@@ -136,14 +144,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         took = time.monotonic() - began
         killed = Sweep(Path(place) / "k")
-        moments = sorted(draw.uniform(0.0, took) for _ in range(options.kills))
-        for number, (before, moment) in enumerate(pairwise([0.0, *moments])):
-            process, after = killed.start(), moment - before
+        runs, first = len(whole.rows()), len(load_study(whole.folder / "study.yaml").cells())
+        edges = [number * runs // options.kills for number in range(options.kills + 1)]
+        stages = [draw.randrange(low, max(high, low + 1)) for low, high in pairwise(edges)]
+        for number, stage in enumerate(stages):
+            began, process = time.monotonic(), killed.start()
+            while killed.finished() < stage and process.poll() is None:
+                time.sleep(0.05)
             with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=after)
+                process.wait(timeout=draw.uniform(0.0, 1.5 * took / runs))
             killed.kill(process)
-            finished = len(list((killed.out / "cells").glob("*.json")))
-            tell({"kill": number, "after_seconds": round(after, 1), "finished": finished})
+            finished = killed.finished()
+            tell(
+                {
+                    "kill": number, "stage": stage, "after_seconds": round(time.monotonic() - began, 1),
+                    "finished": finished, "grown": finished >= first,
+                }
+            )  # fmt: skip
         status = killed.start().wait()
         expected, found = dict(whole.rows()), killed.rows()
         keys = Counter(key for key, _ in found)

@@ -1,17 +1,22 @@
 """The bench behind the claim: AutoWarmup against a tuned grid and the untuned rivals, over many cells.
 
-    OMP_NUM_THREADS=1 python experiments/benchmarks/quality.py --json --results DIR [--seeds 40 41 42]
-        [--only TEXT ...] [--list]
+    OMP_NUM_THREADS=1 python experiments/benchmarks/quality.py --json [--results DIR] [--out DIR]
+        [--seeds 40 41 42] [--only TEXT ...] [--list] [--report-only]
 
 A cell is a data set, a network, an optimizer, a batch size and a budget in optimizer steps: short (about
-60), middle (about 400) or long (2,000). Every cell is a study of its own in ``DIR``, run by the same code
-as ``experiments/compare.py``: killed, it goes on where it was, and finished runs are never repeated.
+60), middle (about 400) or long (2,000). Every cell is a study of its own in ``--results``, run by the same
+code as ``experiments/compare.py``: killed, it goes on where it was, and finished runs are never repeated.
 AutoWarmup has its defaults in all of them.
+
+``--out``: where what is finished goes after each cell, and where it is taken up again in a fresh clone:
+``ledger.parquet`` with every run, ``quality.jsonl`` with what is printed, ``summary.md`` and
+``difference.png``. ``--report-only`` runs nothing. A cell counts when all its runs are there; those that do
+not yet are named as open.
 
 ``--seeds``: the verdict's must have had no part in any choice; ``BURNT`` lists those that had, and the use
 of one is said in the output. ``--only``: cells whose name holds one of the texts.
 
-One JSON line a cell as it is finished, ``{"cell", "batch_size", "budget", "steps", "difference", "seeds",
+One JSON line a cell that is finished, ``{"cell", "batch_size", "budget", "steps", "difference", "seeds",
 "verdict", "arms": {arm: mean test accuracy}, "peak_lrs", "tuned_peak_lr", "cost_share", ...}``; then one for
 each batch size x budget, and a last one over all: the mean difference with its 95% interval over cells and
 over seeds, mean regret of each untuned arm to the best arm of each cell, tuned or not, share of the
@@ -33,17 +38,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import quality_page
+
 from autolr_ray.compare.cluster import cluster
 from autolr_ray.compare.findings import Findings
 from autolr_ray.compare.intervals import judge, t_interval
+from autolr_ray.compare.ledger import RunStore, read_ledger, restore_runs, write_ledger
 from autolr_ray.compare.publish import publish
+from autolr_ray.compare.rows import rows_of
 from autolr_ray.compare.study import Study, load_study
 from autolr_ray.compare.sweep import run_sweep
+from autolr_ray.files import write_atomically
 from autolr_ray.train.record import RunRecord
 
 BURNT = (*range(4), 10, 20, 21, *range(30, 40))
 """Seeds that some setting was chosen on, or that a choice was looked at with."""
 MARGIN, CHANCE = 0.005, 0.1
+OUT = Path(__file__).resolve().parents[1] / "results" / "quality"
 # Beside this script, and so on its path and the workers'.
 _NETWORKS = {"resnet18": "quality_tasks:{}_resnet18", "vit": "quality_tasks:{}_vit"}
 _DATA = {"fashion": "fashion_mnist_subset", "digits": "digits"}
@@ -156,18 +167,31 @@ CELLS = [
 ]
 
 
-def finished(cell: Cell, seeds: Sequence[int], folder: Path) -> dict[str, Any]:
-    """Run what the cell still lacks; its row."""
-    file = folder / f"{cell.name}.yaml"
+def study_of(cell: Cell, seeds: Sequence[int], folder: Path) -> Study:
+    """The cell's study, checked as any file is."""
+    file = folder / f".{cell.name}.yaml"
     file.write_text(json.dumps(cell.study(seeds)))  # JSON is YAML
-    study = load_study(file)
-    file.unlink()
+    try:
+        return load_study(file)
+    finally:
+        file.unlink()
+
+
+def finished(
+    cell: Cell, study: Study, folder: Path, *, runs: bool
+) -> tuple[dict[str, Any], list[RunRecord]] | None:
+    """The cell's row and runs; what it still lacks is run first, or, where it may not be, None comes back."""
     place = folder / study.name
-    with redirect_stdout(sys.stderr):  # how far it is; the rows alone are the output
-        failures = run_sweep(study, place)
-    if failures:
-        raise SystemExit(f"quality: {cell.name}: {failures[0].reason}")
-    return row(cell, study, publish(study, place).rows.records)
+    if runs:
+        with redirect_stdout(sys.stderr):  # how far it is; the rows alone are the output
+            failures = run_sweep(study, place)
+        if failures:
+            raise SystemExit(f"quality: {cell.name}: {failures[0].reason}")
+        publish(study, place)
+    rows = rows_of(study, RunStore(place / "cells").read_all())
+    if len(rows.records) < rows.expected:
+        return None
+    return row(cell, study, rows.records), rows.records
 
 
 def row(cell: Cell, study: Study, records: Sequence[RunRecord]) -> dict[str, Any]:
@@ -180,6 +204,7 @@ def row(cell: Cell, study: Study, records: Sequence[RunRecord]) -> dict[str, Any
         "cell": cell.name, "batch_size": cell.batch_size, "budget": cell.budget,
         "steps": ours[0].total_steps, "difference": found.difference.mean, "seeds": list(found.seeds),
         "differences": list(found.paired.differences), "verdict": found.verdict.word,
+        "interval": [found.paired.interval.low, found.paired.interval.high],
         "arms": {s.arm: s.test.mean for s in findings.summaries},
         "peak_lrs": list(found.candidate.peak_lrs), "tuned_peak_lr": found.baseline.peak_lrs[0],
         "tuned_point": found.baseline.point,
@@ -209,6 +234,43 @@ def summary(rows: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def bench(
+    rows: Sequence[dict[str, Any]], open_cells: Sequence[str], seeds: Sequence[int]
+) -> list[dict[str, Any]]:
+    """The lines after the cells': the groups', and the last one."""
+    groups = defaultdict(list)
+    for found in rows:
+        groups[f"batch {found['batch_size']}, {found['budget']}"].append(found)
+    lines = [summary(members, name) for name, members in sorted(groups.items())]
+    last = {
+        "open": list(open_cells), "burnt_seeds": sorted(set(seeds) & set(BURNT)), "margin": MARGIN,
+        "cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version(),
+    }  # fmt: skip
+    return [*lines, summary(rows, "all") | last]
+
+
+def publish_bench(
+    rows: Sequence[dict[str, Any]], records: Sequence[RunRecord], lines: Sequence[dict[str, Any]], out: Path
+) -> None:
+    """Write ``out``'s four files, each whole."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_ledger(records, out / "ledger.parquet")
+    text = "".join(json.dumps(line) + "\n" for line in (*rows, *lines))
+    write_atomically(out / "quality.jsonl", text.encode())
+    write_atomically(out / "summary.md", quality_page.page(rows, lines).encode())
+    write_atomically(out / "difference.png", quality_page.picture(rows))
+
+
+def restored(out: Path, folder: Path) -> None:
+    """Bring the runs of ``out``'s ledger to where their studies look for them."""
+    ledger = out / "ledger.parquet"
+    by_study = defaultdict(list)
+    for record in read_ledger(ledger) if ledger.is_file() else ():
+        by_study[record.study].append(record)
+    for name, records in by_study.items():
+        restore_runs(records, RunStore(folder / name / "cells"))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(
@@ -217,9 +279,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--results", type=Path, default=Path("results/quality"), help="(default: %(default)s)"
     )
+    parser.add_argument("--out", type=Path, default=OUT, help="(default: experiments/results/quality)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[40, 41, 42], help="(default: %(default)s)")
     parser.add_argument("--only", nargs="+", default=[""], help="cells whose name holds one of these")
     parser.add_argument("--list", action="store_true", help="name the cells and stop")
+    parser.add_argument("--report-only", action="store_true", help="run nothing; report what is finished")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     options = parser.parse_args(arguments)
     chosen = [cell for cell in CELLS if any(text in cell.name for text in options.only)]
@@ -230,23 +294,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def tell(line: dict[str, Any]) -> None:
         print(json.dumps(line) if options.json else line, flush=True)
 
-    with cluster(None, []):
-        options.results.mkdir(parents=True, exist_ok=True)
-        rows = []
-        for cell in chosen:
-            rows.append(finished(cell, options.seeds, options.results.resolve()))
-            tell(rows[-1])
-    groups = defaultdict(list)
-    for found in rows:
-        groups[f"batch {found['batch_size']}, {found['budget']}"].append(found)
-    for name, members in sorted(groups.items()):
-        tell(summary(members, name))
-    tell(
-        summary(rows, "all") | {
-            "burnt_seeds": sorted(set(options.seeds) & set(BURNT)), "cpus": os.cpu_count(),
-            "machine": platform.machine(), "python": platform.python_version(),
-        }
-    )  # fmt: skip
+    options.results.mkdir(parents=True, exist_ok=True)
+    folder = options.results.resolve()
+    restored(options.out, folder)
+    found: dict[str, tuple[dict[str, Any], list[RunRecord]]] = {}
+    lines: list[dict[str, Any]] = []
+
+    def look(cell: Cell, *, runs: bool) -> None:
+        nonlocal lines
+        answer = finished(cell, study_of(cell, options.seeds, folder), folder, runs=runs)
+        if answer is None:
+            return
+        found[cell.name] = answer
+        tell(answer[0])
+        if runs:
+            conclude()
+
+    def conclude() -> None:
+        nonlocal lines
+        rows = [found[cell.name][0] for cell in CELLS if cell.name in found]
+        records = [record for _, members in found.values() for record in members]
+        lines = bench(rows, [cell.name for cell in CELLS if cell.name not in found], options.seeds)
+        publish_bench(rows, records, lines, options.out)
+
+    # What is finished already first: a ledger that is written again loses nothing.
+    for cell in CELLS:
+        look(cell, runs=False)
+    if found:
+        conclude()
+    if not options.report_only and (pending := [cell for cell in chosen if cell.name not in found]):
+        with cluster(None, []):
+            for cell in pending:
+                look(cell, runs=True)
+    for line in lines:
+        tell(line)
     return 0
 
 

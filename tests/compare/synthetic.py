@@ -123,6 +123,26 @@ def run(
     return RunRecord.model_validate({**values, **changes})
 
 
+def swept(batch_size: int, seed: int, **changes: object) -> RunRecord:
+    """An automatic run as it is by default: a short sweep, back to its start, then a linear warmup."""
+    whole = run("auto_warmup", "", batch_size, seed, _best_lr(batch_size), 0.18)
+    sweep = whole.switch_step // 4
+    step = np.array(whole.trace.step)
+    lr = np.where(
+        step < sweep, 1e-4 * (5 * whole.peak_lr / 1e-4) ** (step / sweep),
+        np.minimum(1.0, (step - sweep + 1) / (whole.switch_step - sweep)) * np.array(whole.trace.lr),
+    )  # fmt: skip
+    (turn,) = whole.receipts
+    found = {"verdict": "swept", "reason": "the sweep has shown at which learning rates the loss falls"}
+    receipts = [
+        turn.model_copy(update={**found, "step": sweep, "rolled_back_to": 1, "strength": math.nan}),
+        turn.model_copy(update={"verdict": "reached", "reason": "the warmup has reached the scale"}),
+    ]
+    trace = whole.trace.model_copy(update={"lr": lr.tolist()})
+    update = {"receipts": receipts, "trace": trace, "rolled_back_to": 1, "verdict": "reached", **changes}
+    return changed(whole, **update)
+
+
 def changed(record: RunRecord, **changes: object) -> RunRecord:
     """A copy with some fields replaced; a new cell unless one is given."""
     text = record.cell + repr(sorted(changes.items()))

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
-from synthetic import changed, run, study
+from synthetic import changed, run, study, swept
 
 from autolr_ray.compare.findings import Findings
 from autolr_ray.compare.report import console_table, write_report
@@ -114,3 +114,38 @@ def test_the_protocol_says_where_the_levels_do_not_hold() -> None:
     text = " ".join(findings([]).protocol)
     for phrase in ("Student", "bootstrap", "2.5 %", "5 %", "long tail"):
         assert phrase in text
+
+
+def test_a_sweep_that_put_weights_back_is_told(tmp_path: Path) -> None:
+    """By default a run sweeps, goes back, warms up: what set the scale stands before the switch."""
+    seeds = (0, 1, 2)
+    grid = [r for r in study(batch_sizes=(64,), seeds=seeds, rival=False) if r.arm == "linear_warmup"]
+    records = [*(swept(64, seed) for seed in seeds), *grid]
+    told = findings(records).decisions
+    first = [(receipt.verdict, back) for record, receipt, back in told if record.seed == 0]
+    assert first == [("swept", 1), ("reached", -1)]
+    page = write_report(records, tmp_path / "new", study_name="swept").html.read_text()
+    assert '"sweep":' in page
+    assert "<td>not kept</td>" not in page
+    # Records from before each receipt had its own do not say where the sweep went back to.
+    old = [
+        changed(
+            r, receipts=[x.model_copy(update={"rolled_back_to": -1}) for x in r.receipts], rolled_back_to=-1
+        )
+        for r in records
+    ]
+    assert [back for record, _, back in findings(old).decisions if record.seed == 0] == [-1, -1]
+    assert "<td>not kept</td>" in write_report(old, tmp_path / "old", study_name="swept").html.read_text()
+
+
+def test_records_of_two_kinds_of_device_are_told() -> None:
+    records = study(batch_sizes=(64,), seeds=(0,), rival=False, peaks=(0.01, 0.03), warmups=(0.1,))
+    mixed = [changed(r, device="NVIDIA X") if r.arm == "auto_warmup" else r for r in records]
+    (note,) = [note for note in findings(mixed).notes if "device" in note]
+    assert note.startswith("runs differ in device: NVIDIA X, cpu; their times cannot be compared")
+    assert not any("device" in note for note in findings(records).notes)
+
+
+def test_runs_stand_beside_the_share_of_device_time() -> None:
+    records = study(batch_sizes=(64, 128), seeds=(0, 1, 2), rival=False)
+    assert findings(records).headline.endswith(" % of the device time per seed (2 runs instead of 20).")

@@ -8,13 +8,18 @@ import random
 import warnings
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from synthetic import changed, run, study
+from synthetic import changed, run, study, swept
 
-from autolr_ray.compare.ledger import RunStore, read_ledger, write_ledger
+from autolr_ray.compare.ledger import SCHEMA, RunStore, read_ledger, restore_runs, write_ledger
+from autolr_ray.compare.rows import rows_of
+from autolr_ray.compare.study import Study
 from autolr_ray.files import write_atomically
 from autolr_ray.train.record import Posterior, RunRecord, Trace
+
+RESULTS = Path(__file__).resolve().parents[2] / "experiments" / "results"
 
 
 def content(record: RunRecord) -> str:
@@ -99,6 +104,81 @@ def test_a_ledger_from_before_a_column_existed_is_read_with_its_default(
     pq.write_table(table, tmp_path / "old.parquet")
     (read,) = read_ledger(tmp_path / "old.parquet")
     assert (read.tuning, read.tuning_seconds) == ("", 0.0)
+
+
+def test_receipts_from_before_they_said_what_was_put_back(tmp_path: Path) -> None:
+    record = swept(64, 0)
+    write_ledger([record], tmp_path / "ledger.parquet")
+    (read,) = read_ledger(tmp_path / "ledger.parquet")
+    assert content(read) == content(record)
+    assert (read.put_backs, read.sweep_steps) == ([(record.receipts[0].step, 1)], record.receipts[0].step)
+    table = pq.read_table(tmp_path / "ledger.parquet")
+    rows = table.to_pylist()
+    rows[0]["rolled_back_to"] = -1  # then of the last decision alone
+    for receipt in rows[0]["receipts"]:
+        del receipt["rolled_back_to"]
+    fields = [field for field in SCHEMA if field.name != "receipts"]
+    receipts = SCHEMA.field("receipts").type.value_type
+    kept = pa.struct([field for field in receipts if field.name != "rolled_back_to"])
+    schema = pa.schema([*fields, pa.field("receipts", pa.list_(kept))])
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), tmp_path / "old.parquet")
+    (old,) = read_ledger(tmp_path / "old.parquet")
+    assert {x.rolled_back_to for x in old.receipts} == {-1}
+    assert (old.put_backs, old.sweep_steps) == ([], read.sweep_steps)
+
+
+def test_what_was_made_from_other_runs_is_not_kept_as_a_run(tmp_path: Path) -> None:
+    """Under its winner's cell it would take that run's place, and all rows of it would bear ASHA's cost."""
+    winner = run("grid", "p", 64, 0, 0.1, 0.1)
+    made = winner.model_copy(update={"arm": "asha", "point": "", "tuning": "ASHA over 10 runs, 7 stopped"})
+    store = RunStore(tmp_path)
+    with pytest.raises(ValueError, match=r"'asha' of cell .* was made from other runs \(ASHA over 10"):
+        store.write(made)
+    assert store.names() == set()
+    with pytest.raises(ValueError, match="no run of its own"):
+        write_ledger([made, made.model_copy(update={"arm": "grid"})], tmp_path / "ledger.parquet")
+    write_ledger([made, winner], tmp_path / "ledger.parquet")
+    # One that an earlier version let in does not count, and gives way to the run itself.
+    write_atomically(store.path(winner.cell), made.model_dump_json().encode())
+    with pytest.warns(RuntimeWarning, match="made from other runs"):
+        assert store.finished() == set()
+    store.write(winner)
+    assert content(store.read_all()[0]) == content(winner)
+
+
+def test_a_ledger_gives_back_the_runs_of_its_study(tmp_path: Path) -> None:
+    """Arms that share a run, and one that borrows them: the report's rows are the same afterwards."""
+    fixed = {"schedule": {"kind": "linear_warmup", "peak_lr": 0.01, "warmup_fraction": 0.1}}
+    grid = {"grid": {"peak_lr": [0.003, 0.01, 0.03], "warmup_fraction": [0.1]}}
+    asha = {"asha": {"of": "grid"}}
+    plan = Study.model_validate(
+        {
+            "name": "plan", "task": "fashion_mnist_subset", "seeds": [0, 1],
+            "batches": [{"size": 64, "epochs": 4}],
+            "arms": {"fixed": fixed, "grid": grid, "asha": asha}, "candidate": "fixed", "baseline": "grid",
+        }
+    )  # fmt: skip
+    runs = {}
+    for cell in plan.cells():
+        made = run(cell.arm, cell.point, 64, cell.spec.seed, cell.spec.schedule.peak_lr, 0.1)
+        runs[cell.spec.cell] = made.model_copy(update={"cell": cell.spec.cell})
+    rows = rows_of(plan, list(runs.values())).records
+    assert sum(record.derived for record in rows) == 2
+    write_ledger(rows, tmp_path / "ledger.parquet")
+    store = RunStore(tmp_path / "cells")
+    assert restore_runs(read_ledger(tmp_path / "ledger.parquet"), store) == sorted(runs)
+    again = rows_of(plan, store.read_all()).records
+    assert sorted(map(content, again)) == sorted(map(content, rows))
+    with pytest.raises(ValueError, match="no run's own record is in the ledger"):
+        restore_runs([r for r in rows if r.derived], RunStore(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "quick"])
+def test_committed_ledgers_charge_every_run_with_its_own_cost(name: str) -> None:
+    records = read_ledger(RESULTS / name / "ledger.parquet")
+    told = {(r.arm, r.tuning.partition(" over")[0]) for r in records if r.tuning or r.tuning_seconds}
+    assert told <= {("asha", "ASHA"), ("range_test", "LR range test")}
 
 
 def test_store_round_trip(tmp_path: Path, odd: RunRecord) -> None:

@@ -21,6 +21,7 @@ from autolr_ray.cli import main
 from autolr_ray.compare import board as board_module
 from autolr_ray.compare.board import EventFiles, served
 from autolr_ray.compare.callback import ProgressCallback
+from autolr_ray.compare.failures import FailureLog
 from autolr_ray.compare.figures import _STYLE
 from autolr_ray.compare.group import parameters
 from autolr_ray.compare.ledger import write_ledger
@@ -177,6 +178,37 @@ def test_counts(folder: Path) -> None:
     )
 
 
+@pytest.mark.usefixtures("coarse")
+def test_why_runs_have_failed(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = FailureLog(folder / "failures")
+    log.add(GRID[2].spec.cell, 3, "ValueError: no such thing\n  (traceback: error.txt)")
+    log.add(GRID[3].spec.cell, 1, "the worker died")
+    log.add(AUTO[0].spec.cell, 1, "this one has finished since")
+    text = as_text(status_of(folder))
+    told = [line for line in text.splitlines() if line.startswith("failed: ")]
+    assert len(told) == 2
+    name = f"failed: tuned {GRID[2].point} batch {GRID[2].spec.batch_size} seed {GRID[2].spec.seed}: "
+    assert told[0].startswith(f"{name}ValueError: no such thing (traceback: error.txt); 3 attempts, given up")
+    assert told[1].endswith("the worker died; 1 attempt, the next sweep tries it again")
+    failures = as_plain(status_of(folder))["failures"]
+    assert [(f["cell"], f["given_up"]) for f in failures] == [
+        (GRID[2].spec.cell, True), (GRID[3].spec.cell, False),
+    ]  # fmt: skip
+    assert main(["report", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["failures"] == failures
+    # And what ``compare`` finds, on standard output alone.
+    for cell in CELLS:
+        write_record(record_of(cell), folder / "cells")
+    monkeypatch.setattr("autolr_ray.compare.command.open_study", lambda results, study: folder)
+    assert main(["compare", "--study", str(folder / "study.yaml"), "--json"]) == 0
+    told_all = capsys.readouterr()
+    found = json.loads(told_all.out)
+    assert (found["finished"], found["failures"], found["overall"]["seeds"]) == (12, [], [0, 1])
+    assert "nothing to run" in told_all.err
+
+
 def test_a_sweep_without_a_sign_of_life(folder: Path) -> None:
     old = datetime.now(UTC) - timedelta(seconds=200)
     running = {
@@ -285,6 +317,13 @@ def test_report_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert low < mean < high
     assert mean == pytest.approx(verdict["candidate_test"] - verdict["baseline_test"])
     assert {s["arm"] for s in found["summaries"]} == {"auto_warmup", "linear_warmup", "adamw_fixed"}
+    assert {(other["arm"], other["batch_size"]) for other in found["others"]} == {("adamw_fixed", 128)}
+    (tuning,) = found["tunings"]
+    assert (tuning["arm"], len(tuning["points"])) == ("linear_warmup", 5)
+    assert tuning["edge"] in ("inside", "lowest", "highest")
+    assert tuning["chosen"] in {point["point"] for point in tuning["points"]}
+    assert "test_accuracy" not in json.dumps(found["tunings"])
+    assert (found["overall"], found["failures"]) == (None, [])  # one batch size, no folder of failures
     assert found["report"] == str(tmp_path / "out" / "report.html")
     assert Path(found["report"]).is_file()
     assert "report: " in told.err

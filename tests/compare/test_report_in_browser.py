@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
-from synthetic import changed, study
+from synthetic import changed, study, swept
 
 from autolr_ray.compare.figures import _STYLE
 from autolr_ray.compare.report import write_report
@@ -102,6 +102,10 @@ def reports(tmp_path_factory: pytest.TempPathFactory, records: list[RunRecord]) 
                 failures=[failure(arm=EVIL, point=EVIL, reason=f"{EVIL}\n{EVIL}")],
             ),
             "bare": write_report(bare(records), folder / "bare", study_name="nothing kept"),
+            "swept": write_report(
+                [swept(128, 0), *(r for r in records if r.batch_size == 128 and r.point[:7] == "lr=0.01")],
+                folder / "swept", study_name="as by default",
+            ),
             "empty": write_report([], folder / "empty", study_name="nothing yet", expected_cells=3),
         }  # fmt: skip
     return {name: paths.html.as_uri() for name, paths in written.items()}
@@ -244,6 +248,25 @@ def test_chosen_runs_are_drawn_with_their_marks(visit: Open, records: list[RunRe
     playwright.expect(rows).to_have_count(30)
     assert rows.last.inner_text().split("\t")[:4] == ["60", "0.06", "passed", "at 60"]
     assert "no test took place" not in page.locator("#decisions").inner_text()
+
+
+def test_a_sweep_and_what_it_put_back_are_drawn(visit: Open) -> None:
+    page = visit("swept")
+    run = swept(128, 0)
+    for chart in ("chart-lr", "chart-loss"):
+        marks = [page.locator(f"#{chart} .run .{name}") for name in ("sweep", "back")]
+        for mark in marks:
+            playwright.expect(mark).to_have_count(1)
+        ends = [float(m.get_attribute("x")) + float(m.get_attribute("width")) for m in marks]
+        turn = float(page.locator(f"#{chart} .run .switch").first.get_attribute("x1"))
+        assert ends[0] == pytest.approx(ends[1])  # the sweep's end is where weights were put back
+        assert ends[0] < turn
+    assert page.locator("#reading tbody tr").first.locator("td").nth(5).inner_text() == "1"
+    table = page.locator('table[data-keep="decisions"] tbody tr').filter(has_text="auto_warmup")
+    told = [row.split("\t") for row in table.all_inner_texts()]
+    assert [(row[1], row[3], row[-1]) for row in told] == [
+        (str(run.sweep_steps), "swept", "1"), (str(run.switch_step), "reached", "no"),
+    ]  # fmt: skip
 
 
 def test_reading_follows_the_pointer_and_the_keys(visit: Open, records: list[RunRecord]) -> None:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from autolr_ray.compare.study import Study, StudyError, dump_study, find_study, load_study, shipped_studies
+from autolr_ray.tasks.named import code_fingerprint
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD: dict[str, Any] = {
@@ -236,6 +237,37 @@ def test_an_arm_of_ones_own_and_its_code_decide(tmp_path: Path, monkeypatch: pyt
     second = load_study(path)
     moved = {a.arm for a, b in zip(first.cells(), second.cells(), strict=True) if a.spec.cell != b.spec.cell}
     assert moved == {"mine"}  # the other arms' runs have none of this code
+
+
+TASK = """
+from autolr_ray.tasks import Task, get_task
+
+known = get_task("fashion_mnist_subset", "mlp")
+task = Task(name="mine", data=known.data, model=known.model)
+"""
+
+
+def test_every_run_has_the_fingerprint_of_its_own_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker works it out from those: a fingerprint over other arms' modules would be refused."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, text in {"task_of_mine": TASK, "first_arms": ARMS, "second_arms": ARMS + "more = 1\n"}.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    own = {name: {"own": f"{name}_arms:mine"} for name in ("first", "second")}
+    content = {**GOOD, "task": "task_of_mine:task", "model": None}
+    whole = load_study(write(tmp_path, {**content, "arms": {**GOOD["arms"], **own}}))
+    alone = load_study(write(tmp_path, content))
+    for study in (whole, alone):
+        for cell in study.cells():
+            assert cell.spec.code == code_fingerprint(cell.spec.own_names) != ""
+    # Other arms change nothing for those that have the task alone.
+    assert {c.spec.cell for c in alone.cells()} < {c.spec.cell for c in whole.cells()}
+    assert len({cell.spec.code for cell in whole.cells()}) == 3
+    # Results from when all own runs of a study had one fingerprint are read as they were.
+    (only,) = alone.code.values()
+    before = Study.model_validate({**alone.model_dump(mode="json"), "code": only})
+    assert before.cells() == alone.cells()
 
 
 @pytest.mark.parametrize(

@@ -56,12 +56,30 @@ def slowly(x):
 
 def failing(x):
     if len(x) == 24:
+        with open("lives.txt", "a") as lives:
+            lives.write(f"{os.getpid()}\\n")
         raise ArithmeticError("no batches of 24 today")
+    return x
+
+
+def dying(x):
+    if not os.path.exists("killed.txt"):
+        with open("killed.txt", "w") as killed:
+            killed.write(str(os.getpid()))
+        os.kill(os.getpid(), 9)
     return x
 
 
 task = Task(name="toy", data=data, model=model, transform=slowly)
 broken = Task(name="toy", data=data, model=model, transform=failing)
+deadly = Task(name="toy", data=data, model=model, transform=dying)
+"""
+ARMS = """
+import torch
+
+
+def mine(parts):
+    return torch.optim.SGD(parts.model.parameters(), lr=0.1), None
 """
 STUDY: dict[str, Any] = {
     "name": "toy",
@@ -85,7 +103,9 @@ class Sweep:
         folder.mkdir()
         (folder / "toy_task.py").write_text(TASK)
         (folder / "neighbour.py").write_text("EXAMPLES = 320\n")
-        (folder / "toy.yaml").write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False))
+        self.change(**changes)
+        for name in ("first_arms", "second_arms"):
+            (folder / f"{name}.py").write_text(f"{ARMS}\nNAME = {name!r}\n")
         self.delay(0.0)
         self.out = folder / "results" / "toy"
         self.process: subprocess.Popen[str] | None = None
@@ -95,8 +115,12 @@ class Sweep:
         (self.folder / "delay.new").write_text(str(seconds))
         os.replace(self.folder / "delay.new", self.folder / "delay.txt")
 
-    def start(self) -> subprocess.Popen[str]:
-        command = [sys.executable, str(SCRIPT), "--study", "toy.yaml", "--results", "results"]
+    def change(self, **changes: object) -> None:
+        """Write the study anew."""
+        (self.folder / "toy.yaml").write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False))
+
+    def start(self, *options: str) -> subprocess.Popen[str]:
+        command = [sys.executable, str(SCRIPT), "--study", "toy.yaml", "--results", "results", *options]
         with (self.folder / "out.txt").open("w") as out, (self.folder / "err.txt").open("w") as err:
             self.process = subprocess.Popen(
                 command,
@@ -113,8 +137,8 @@ class Sweep:
         assert self.process is not None
         return self.process.wait(timeout=240)
 
-    def run(self) -> int:
-        self.start()
+    def run(self, *options: str) -> int:
+        self.start(*options)
         return self.finish()
 
     @property
@@ -131,6 +155,10 @@ class Sweep:
     def cells(self) -> dict[str, int]:
         """Finished cells, and when each was written."""
         return {path.name: path.stat().st_mtime_ns for path in (self.out / "cells").glob("*.json")}
+
+    def lives(self) -> int:
+        """How many processes have met the error that the task raises."""
+        return len((self.folder / "lives.txt").read_text().split())
 
     def checkpoints(self, arm: str) -> list[int]:
         """When the arm's checkpoints were written, the newest first."""
@@ -357,9 +385,71 @@ def test_cells_that_fail_do_not_stop_the_others(place: Callable[..., Sweep]) -> 
     assert sweep.run() == 1
     assert sweep.complained.count("given up after 3 attempts: ArithmeticError") == 2
     assert [run.attempts for run in log.read().values()] == [3, 3]
+    assert sweep.lives() == 6
+    assert sweep.run("--retry-failed") == 1  # as if for the first time
+    assert sweep.complained.count("ArithmeticError: no batches of 24 today") == 2
+    assert "given up after" not in sweep.complained
+    assert [run.attempts for run in log.read().values()] == [3, 3]
+    assert sweep.lives() == 12
     (sweep.folder / "toy_task.py").write_text(TASK.replace("len(x) == 24", "len(x) == 25"))
     assert sweep.run() == 1  # other code, other cells: they run, and only what can never run is left
     assert {(r.arm, r.batch_size) for r in sweep.ledger()} >= {("auto", 24), ("tuned", 24)}
+
+
+def test_a_run_of_several_workers_has_as_many_lives_as_it_says(place: Callable[..., Sweep]) -> None:
+    two = {"size": 48, "epochs": 1, "workers": 2}
+    arms = {"auto": {}, "tuned": {"grid": {"peak_lr": [0.01], "extend": 0}}}
+    sweep = place(task="toy_task:broken", batches=[two], arms=arms, seeds=[0], resources={"max_attempts": 2})
+    assert sweep.run() == 1
+    log = FailureLog(sweep.out / "failures")
+    assert [run.attempts for run in log.read().values()] == [2, 2]
+    assert all("ArithmeticError: no batches of 24 today" in run.reason for run in log.read().values())
+    assert (
+        4 <= sweep.lives() <= 8
+    )  # of two runs, two lives each, with two workers each that may both have written
+    assert (sweep.out / "report.html").exists()
+
+
+def test_a_worker_that_dies_is_no_error_of_the_run(place: Callable[..., Sweep]) -> None:
+    sweep = place(**{**NESTED, "task": "toy_task:deadly", "resources": {"max_attempts": 1}})
+    assert sweep.run() == 0, sweep.said + sweep.complained
+    assert (sweep.folder / "killed.txt").exists()
+    assert len(sweep.ledger()) == 2
+    assert FailureLog(sweep.out / "failures").read() == {}
+
+
+def test_own_task_and_own_arms_in_other_modules_then_a_seed_more(place: Callable[..., Sweep]) -> None:
+    own = {name: {"own": f"{name}_arms:mine"} for name in ("first", "second")}
+    changes = {**PLAIN, "arms": {**STUDY["arms"], **own}}
+    sweep = place(**changes)
+    assert sweep.run() == 0, sweep.said + sweep.complained
+    first = sweep.cells()
+    assert {r.arm for r in sweep.ledger()} == {"auto", "tuned", "first", "second"}
+    sweep.change(**{**changes, "seeds": [0, 1]})
+    assert sweep.run() == 0, sweep.said + sweep.complained
+    assert "8 runs, 4 of them finished before" in sweep.said
+    assert first.items() <= sweep.cells().items()  # not written again
+    assert {(r.arm, r.seed) for r in sweep.ledger()} == {(a, s) for a in changes["arms"] for s in (0, 1)}
+
+
+def test_two_sweeps_side_by_side_in_one_folder(place: Callable[..., Sweep]) -> None:
+    """Both begin the same runs. Each record is written once; whoever is second stops, and nothing fails."""
+    changes = {**PLAIN, "seeds": [0, 1], "resources": {"max_concurrent": 1, "max_attempts": 1}}
+    one, two = place(**changes), place(**changes)
+    (one.folder / "results").mkdir()
+    (two.folder / "results").symlink_to(one.folder / "results")
+    for sweep in (one, two):
+        sweep.delay(0.05)
+        sweep.start()
+    one.wait_for(one.cells)
+    first = one.cells()
+    for sweep in (one, two):
+        assert sweep.finish() == 0, sweep.said + sweep.complained
+        assert sweep.complained == ""
+    assert len(one.cells()) == len(one.ledger()) == 4
+    assert first.items() <= one.cells().items()
+    assert FailureLog(one.out / "failures").read() == {}
+    assert list(one.out.rglob("checkpoint*")) == []
 
 
 def test_no_cluster_at_the_address(place: Callable[..., Sweep], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,29 @@ def test_options_and_file_say_the_same(tmp_path: Path) -> None:
     assert read({"seed": None}, {"rule": None}) == RunSpec.model_validate(BASE)
 
 
+def test_optimizers_that_scale_their_own_steps_have_schedules_of_their_own() -> None:
+    free = read({"optimizer": "schedule_free_adamw"}, {})
+    assert (free.schedule.kind, free.schedule.lr) == ("constant", 0.0025)
+    assert read({"optimizer": "schedule_free_adamw"}, {"lr": 0.01}).schedule.lr == 0.01
+    alone = read({"optimizer": "prodigy"}, {}).schedule
+    assert (alone.kind, alone.peak_lr, alone.warmup_fraction) == ("linear_warmup", 1.0, 0.0)
+    changed = read({"optimizer": "prodigy"}, {"kind": "linear_warmup", "decay": "linear"}).schedule
+    assert (changed.peak_lr, changed.decay) == (1.0, "linear")
+    assert read({"optimizer": "prodigy"}, {"kind": "constant", "lr": 1.0}).schedule.kind == "constant"
+    probe = read({}, {"kind": "lr_range_test", "steps": 40, "max_lr": 3.0}).schedule
+    assert (probe.kind, probe.steps, probe.max_lr) == ("lr_range_test", 40, 3.0)
+
+
+@pytest.mark.parametrize("optimizer", ["prodigy", "schedule_free_adamw"])
+def test_they_train_from_their_names_alone(
+    optimizer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["--task", "train_helpers:mlp", "--batch-size", "8", "--epochs", "1", "--device", "cpu"]
+    assert main(["train", *small, "--optimizer", optimizer, "--results", str(tmp_path)]) == 0
+    (path,) = (tmp_path / "cells").glob("*.json")
+    assert RunRecord.model_validate_json(path.read_bytes()).optimizer == optimizer
+
+
 @pytest.mark.parametrize(
     ("options", "schedule", "message"),
     [
@@ -76,6 +99,16 @@ def test_options_and_file_say_the_same(tmp_path: Path) -> None:
             {},
             {"kind": "linear_warmup", "rule": "paper"},
             "rule: 'paper' is not allowed with the schedule lin",
+        ),
+        (
+            {},
+            {"kind": "constant", "peak_lr": 0.1},
+            "peak_lr: 0.1 is not allowed with the schedule constant; it",
+        ),
+        (
+            {"optimizer": "prodigy"},
+            {"kind": "auto_warmup"},
+            "'auto_warmup' is not allowed with the optimizer",
         ),
         ({}, {"min_lr": 2.0}, "min_lr: 2 is not allowed; it must be below max_lr (1)"),
     ],

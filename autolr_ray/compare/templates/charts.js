@@ -113,10 +113,12 @@ autolr.charts = (() => {
     for (const { run, colour } of chosen) {
       const group = draw("g", { class: `run c${colour}`, "data-run": run.index });
       const turn = run.switch >= 0 ? x(run.switch / span(run, axis)) : null;
-      if (turn !== null && run.back >= 0 && run.back < run.switch) {
-        const back = x(run.back / span(run, axis));
-        group.append(draw("rect", { class: "back", x: back, y: MARGIN.top, width: Math.max(1, turn - back), height: inner.h }),
-          draw("line", { class: "back-edge", x1: back, x2: back, y1: MARGIN.top, y2: floor }));
+      if (run.sweep) group.append(draw("rect", { class: "sweep", x: x(0), y: MARGIN.top, width: Math.max(1, x(run.sweep / span(run, axis)) - x(0)), height: inner.h }));
+      for (const [at, to] of run.back) {
+        const back = x(to / span(run, axis)), from = x(at / span(run, axis));
+        group.append(draw("rect", { class: "back", x: back, y: MARGIN.top, width: Math.max(1, from - back), height: inner.h }),
+          draw("line", { class: "back-edge", x1: back, x2: back, y1: MARGIN.top, y2: floor }),
+          draw("line", { class: "back-edge", x1: from, x2: from, y1: MARGIN.top, y2: floor }));
       }
       (run.tests?.step ?? []).forEach((step, i) => {
         const positive = run.tests.votes[i] > 0, place = x(step / span(run, axis));

@@ -96,7 +96,7 @@
       drop.addEventListener("click", () => { toggle(run.index, false); boxOf(run.index).focus({ preventScroll: true }); });
       const name = make("th", { scope: "row" }, make("span", { className: `key c${colour}` }), run.name);
       const row = make("tr", {}, name, cell(""), cell(""), cell(""), cell(run.peak),
-        cell(run.switch >= 0 ? run.switch.toLocaleString("en") : "none"), cell(run.back >= 0 ? run.back.toLocaleString("en") : "no"),
+        cell(run.switch >= 0 ? run.switch.toLocaleString("en") : "none"), cell(run.back.map(([, to]) => to.toLocaleString("en")).join(", then ") || (run.sweep ? "not kept" : "no")),
         cell(run.validation), cell(run.test), make("td", {}, drop));
       const light = (on) => () => plots.forEach(({ box }) => {
         box.querySelector("svg").classList.toggle("calm", on);

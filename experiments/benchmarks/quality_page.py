@@ -1,0 +1,130 @@
+"""What ``quality.py`` found, for people: a page in Markdown and a picture."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+_COLOURS = {"short": "#4477aa", "middle": "#228833", "long": "#ee6677"}
+
+
+def page(rows: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]]) -> str:
+    """The groups' table, the untuned arms' regrets, the cells' table; ``lines`` are ``quality.bench``'s."""
+    *groups, total = lines
+    parts = [
+        "# AutoWarmup against the tuned baseline, cell by cell",
+        headline(total),
+        group_table(groups),
+        regret_table(total),
+        _cell_table(rows),
+    ]
+    if total["open"]:
+        parts.append(f"Not yet run to the end: {', '.join(total['open'])}.")
+    if total["burnt_seeds"]:
+        parts.append(f"Seeds {total['burnt_seeds']} had a part in choosing settings: no verdict.")
+    return "\n\n".join(parts) + "\n"
+
+
+def headline(total: dict[str, Any]) -> str:
+    """One sentence over all cells."""
+    return (
+        f"auto_warmup minus tuned linear_warmup, test accuracy, mean of {total['cells']} cells and "
+        f"{len(total['seeds'])} fresh seeds: {_points(total['difference'])} points "
+        f"({_interval(total['over_cells'])} over cells, {_interval(total['over_seeds'])} over seeds), "
+        f"{total['verdict']} at a margin of {100 * total['margin']:g}; "
+        f"{100 * total['cost_share']:.0f} % of the device time; {total['failed_runs']} runs at chance level."
+    )
+
+
+def group_table(groups: Sequence[dict[str, Any]]) -> str:
+    """A row for each batch size x budget."""
+    return _table(
+        ("Group", "Cells", "Difference", "95 % over seeds", "Verdict", "Device time", "At chance"),
+        [
+            (
+                group["group"], str(group["cells"]), _points(group["difference"]),
+                _interval(group["over_seeds"]), group["verdict"], f"{100 * group['cost_share']:.0f} %",
+                str(group["failed_runs"]),
+            )
+            for group in groups
+        ],
+    )  # fmt: skip
+
+
+def regret_table(total: dict[str, Any]) -> str:
+    """The untuned arms, the least regret first."""
+    ranked = sorted(total["regret"].items(), key=lambda item: item[1])
+    return _table(
+        ("Untuned arm", "Mean regret to the best arm of each cell, points"),
+        [(arm, f"{100 * regret:.2f}") for arm, regret in ranked],
+    )
+
+
+def _cell_table(rows: Sequence[dict[str, Any]]) -> str:
+    return _table(
+        ("Cell", "Steps", "Difference", "95 %", "Verdict", "Tuned", "Peak LR", "Tuned peak", "Device time"),
+        [
+            (
+                row["cell"], str(row["steps"]), _points(row["difference"]), _interval(row["interval"]),
+                row["verdict"], f"{100 * row['arms']['linear_warmup']:.1f} %",
+                " to ".join(f"{lr:.2g}" for lr in sorted({min(row["peak_lrs"]), max(row["peak_lrs"])})),
+                f"{row['tuned_peak_lr']:g}", f"{100 * row['cost_share']:.0f} %",
+            )
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+def picture(rows: Sequence[dict[str, Any]]) -> bytes:
+    """A PNG: each cell's difference, seed by seed, and the mean with its interval; every arm's as a tick."""
+    figure = Figure(figsize=(9.0, 1.2 + 0.32 * len(rows)), layout="constrained", dpi=130)
+    axes = figure.add_subplot()
+    order = sorted(
+        rows, key=lambda row: (list(_COLOURS).index(row["budget"]), row["batch_size"], row["cell"])
+    )
+    for place, row in enumerate(order):
+        colour = _COLOURS[row["budget"]]
+        for arm, mean in row["arms"].items():
+            if arm not in ("auto_warmup", "linear_warmup"):
+                axes.plot(100 * (mean - row["arms"]["linear_warmup"]), place, "|", color="#999999", ms=8)
+        axes.plot(
+            [100 * d for d in row["differences"]],
+            [place] * len(row["differences"]),
+            ".",
+            color=colour,
+            alpha=0.5,
+        )
+        axes.plot(100 * row["difference"], place, "o", color=colour, label=row["budget"])
+    axes.axvspan(-0.5, 0.5, color="#dddddd", zorder=0, label="margin")
+    axes.plot([], [], "|", color="#999999", label="other untuned arms")
+    axes.set_yticks(range(len(order)), [row["cell"] for row in order], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(-6, 4)
+    axes.set_xlabel("auto_warmup minus tuned linear_warmup, test accuracy, points (dots: seeds)")
+    handles, labels = axes.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    axes.legend(unique.values(), unique.keys(), fontsize=8, loc="lower left", frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    aligned = [":---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, aligned, *rows))
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:+.2f}"
+
+
+def _interval(bounds: Sequence[float]) -> str:
+    low, high = bounds
+    return f"{_points(low)} to {_points(high)}" if math.isfinite(low + high) else "-"
