@@ -188,8 +188,13 @@ def test_names_and_defaults_in_the_help_are_those_of_a_run() -> None:
         for action in commands()["train"]._actions
         if action.default is None and (match := re.search(r"\(default: (\S+)\)", action.help or ""))
     }
-    assert len(said) >= 11
+    assert len(said) >= 10
     assert said == {name: str(usual[name]) for name in said}
+    # Where two schedules differ, both are said.
+    for name in ("min_lr", "max_lr"):
+        (rate,) = (action for action in commands()["train"]._actions if action.dest == name)
+        both = ", ".join(str(model.model_fields[name].default) for model in (AutoWarmupSpec, RangeTestSpec))
+        assert f"(default: {both})" in (rate.help or "")
 
 
 @pytest.mark.parametrize(

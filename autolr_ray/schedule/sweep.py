@@ -18,6 +18,9 @@ _FEWEST, _MOST, _SHARE = 8, 64, 0.03
 _FIRST = 3
 # A rise counts as an explosion from so many of the largest steps between the losses of the first half.
 _EXPLOSION = 5.0
+# A fall counts from so many of them: of sweeps of eight losses that are nothing but noise, 8% fall that far
+# (30% as far as one).
+_FALL = 2.0
 # Measured where both are seen: a twentieth to a thirty-fifth.
 _BELOW_EXPLOSION = 1 / 30
 
@@ -113,7 +116,7 @@ class Sweep:
 
     def below_noise(self, loss: float) -> bool:
         """Whether ``loss`` lies below the first ones by more than noise."""
-        return self.level - loss > self._noise
+        return self.level - loss > _FALL * self._noise
 
     @property
     def lowest(self) -> int:

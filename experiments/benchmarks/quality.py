@@ -45,7 +45,7 @@ from autolr_ray.compare.findings import Findings
 from autolr_ray.compare.intervals import judge, t_interval
 from autolr_ray.compare.ledger import RunStore, read_ledger, restore_runs, write_ledger
 from autolr_ray.compare.publish import publish
-from autolr_ray.compare.rows import rows_of
+from autolr_ray.compare.rows import Rows, rows_of
 from autolr_ray.compare.study import Study, load_study
 from autolr_ray.compare.sweep import run_sweep
 from autolr_ray.files import write_atomically
@@ -177,21 +177,16 @@ def study_of(cell: Cell, seeds: Sequence[int], folder: Path) -> Study:
         file.unlink()
 
 
-def finished(
-    cell: Cell, study: Study, folder: Path, *, runs: bool
-) -> tuple[dict[str, Any], list[RunRecord]] | None:
-    """The cell's row and runs; what it still lacks is run first, or, where it may not be, None comes back."""
+def runs_of(cell: Cell, study: Study, folder: Path, *, run: bool) -> Rows:
+    """The cell's finished runs; what it still lacks is run first if it may be."""
     place = folder / study.name
-    if runs:
+    if run:
         with redirect_stdout(sys.stderr):  # how far it is; the rows alone are the output
             failures = run_sweep(study, place)
         if failures:
             raise SystemExit(f"quality: {cell.name}: {failures[0].reason}")
         publish(study, place)
-    rows = rows_of(study, RunStore(place / "cells").read_all())
-    if len(rows.records) < rows.expected:
-        return None
-    return row(cell, study, rows.records), rows.records
+    return rows_of(study, RunStore(place / "cells").read_all())
 
 
 def row(cell: Cell, study: Study, records: Sequence[RunRecord]) -> dict[str, Any]:
@@ -297,35 +292,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.results.mkdir(parents=True, exist_ok=True)
     folder = options.results.resolve()
     restored(options.out, folder)
-    found: dict[str, tuple[dict[str, Any], list[RunRecord]]] = {}
+    found: dict[str, dict[str, Any]] = {}
+    kept: dict[str, list[RunRecord]] = {}
     lines: list[dict[str, Any]] = []
 
-    def look(cell: Cell, *, runs: bool) -> None:
-        nonlocal lines
-        answer = finished(cell, study_of(cell, options.seeds, folder), folder, runs=runs)
-        if answer is None:
-            return
-        found[cell.name] = answer
-        tell(answer[0])
-        if runs:
+    def look(cell: Cell, *, run: bool) -> None:
+        study = study_of(cell, options.seeds, folder)
+        runs = runs_of(cell, study, folder, run=run)
+        # Also what this bench does not ask for: other seeds, or AutoWarmup as it was.
+        kept[cell.name] = [*runs.records, *runs.others]
+        if len(runs.records) == runs.expected:
+            found[cell.name] = row(cell, study, runs.records)
+            tell(found[cell.name])
+        if run:
             conclude()
 
     def conclude() -> None:
         nonlocal lines
-        rows = [found[cell.name][0] for cell in CELLS if cell.name in found]
-        records = [record for _, members in found.values() for record in members]
+        rows = [found[cell.name] for cell in CELLS if cell.name in found]
+        records = [record for members in kept.values() for record in members]
         lines = bench(rows, [cell.name for cell in CELLS if cell.name not in found], options.seeds)
         publish_bench(rows, records, lines, options.out)
 
     # What is finished already first: a ledger that is written again loses nothing.
     for cell in CELLS:
-        look(cell, runs=False)
+        look(cell, run=False)
     if found:
         conclude()
     if not options.report_only and (pending := [cell for cell in chosen if cell.name not in found]):
         with cluster(None, []):
             for cell in pending:
-                look(cell, runs=True)
+                look(cell, run=True)
     for line in lines:
         tell(line)
     return 0

@@ -10,6 +10,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+# What lies outside is written at the edge.
+_RANGE = (-6.0, 4.0)
 _COLOURS = {"short": "#4477aa", "middle": "#228833", "long": "#ee6677"}
 
 
@@ -99,12 +101,20 @@ def picture(rows: Sequence[dict[str, Any]]) -> bytes:
             color=colour,
             alpha=0.5,
         )
-        axes.plot(100 * row["difference"], place, "o", color=colour, label=row["budget"])
+        points = 100 * row["difference"]
+        axes.plot(points, place, "o", color=colour, label=row["budget"])
+        if not _RANGE[0] < points < _RANGE[1]:
+            edge = _RANGE[0] if points < 0 else _RANGE[1]
+            axes.annotate(
+                f"{points:+.1f}", (edge, place), (18 if points < 0 else -18, 0), textcoords="offset points",
+                color=colour, fontsize=9, va="center", ha="left" if points < 0 else "right",
+                arrowprops={"arrowstyle": "->", "color": colour},
+            )  # fmt: skip
     axes.axvspan(-0.5, 0.5, color="#dddddd", zorder=0, label="margin")
     axes.plot([], [], "|", color="#999999", label="other untuned arms")
     axes.set_yticks(range(len(order)), [row["cell"] for row in order], fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlim(-6, 4)
+    axes.set_xlim(*_RANGE)
     axes.set_xlabel("auto_warmup minus tuned linear_warmup, test accuracy, points (dots: seeds)")
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))

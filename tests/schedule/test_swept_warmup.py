@@ -89,6 +89,12 @@ def test_without_a_fall_far_below_the_highest_rate_whose_loss_was_seen(losses):
     assert sweep.lr(RATES[: len(losses)]) == pytest.approx(seen / 30)
 
 
+@pytest.mark.parametrize(("steps", "share"), [(8, 0.1), (12, 0.06), (64, 0.01)])
+def test_noise_is_seldom_taken_for_a_fall(steps, share):
+    draws = np.random.default_rng(0).normal(size=(4000, steps))
+    assert np.mean([swept(losses, steps).improved for losses in draws]) < share
+
+
 @pytest.mark.parametrize("losses", [[NAN] * 8, [2.0]])
 def test_without_a_loss_to_go_by_the_lowest_rate(losses):
     assert swept(losses).lr(RATES[: len(losses)]) == RATES[0]

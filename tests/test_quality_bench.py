@@ -1,0 +1,128 @@
+"""The bench behind the claim: what it covers, and that what is committed follows from its ledger."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BENCHMARKS = ROOT / "experiments" / "benchmarks"
+RESULTS = ROOT / "experiments" / "results" / "quality"
+
+
+@pytest.fixture(scope="module")
+def quality():
+    """The script, as a module; the modules beside it are on its path as they are when it runs."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        spec = importlib.util.spec_from_file_location("quality", BENCHMARKS / "quality.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["quality"] = module
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(scope="module")
+def again(quality, tmp_path_factory):
+    """The committed ledger alone, reported anew."""
+    folder = tmp_path_factory.mktemp("quality")
+    (folder / "out").mkdir()
+    (folder / "out" / "ledger.parquet").write_bytes((RESULTS / "ledger.parquet").read_bytes())
+    seeds = _last(RESULTS)["seeds"]
+    arguments = ["--report-only", "--json", "--results", str(folder / "runs"), "--out", str(folder / "out")]
+    assert quality.main([*arguments, "--seeds", *map(str, seeds)]) == 0
+    return folder / "out"
+
+
+def _last(folder):
+    return json.loads((folder / "quality.jsonl").read_text().splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("part", "wanted"),
+    [
+        ("data", {"fashion", "digits"}),
+        ("network", {"cnn", "cnn_bn", "mlp", "resnet18", "vit"}),
+        ("optimizer", {"adamw", "adamp", "lamb", "sgd_nesterov"}),
+        ("batch_size", {128, 1024, 4096}),
+        ("budget", {"short", "middle", "long"}),
+    ],
+)
+def test_it_covers(quality, part, wanted):
+    assert {getattr(cell, part) for cell in quality.CELLS} == wanted
+    for value in wanted:
+        assert sum(getattr(cell, part) == value for cell in quality.CELLS) >= 2
+
+
+def test_every_cell_is_a_study_with_a_grid_of_ten_and_four_rivals(quality, tmp_path):
+    for cell in quality.CELLS:
+        study = quality.study_of(cell, [50], tmp_path)
+        assert study.candidate == "auto_warmup"
+        assert (
+            study.arms["auto_warmup"].schedule.model_dump()
+            == type(study.arms["auto_warmup"].schedule)().model_dump()
+        )  # defaults, the same everywhere
+        arms = [run.arm for run in study.cells()]
+        assert arms.count("linear_warmup") == 10
+        assert set(arms) == {
+            "auto_warmup", "linear_warmup", "fixed_adamw", "range_test", "prodigy", "schedule_free",
+        }  # fmt: skip
+
+
+def test_what_is_committed_follows_from_its_ledger(again):
+    for name in ("summary.md", "difference.png"):
+        assert (again / name).read_bytes() == (RESULTS / name).read_bytes(), name
+    kept, made = (
+        [json.loads(line) for line in (folder / "quality.jsonl").read_text().splitlines()]
+        for folder in (RESULTS, again)
+    )
+    for lines in (kept, made):
+        for name in ("cpus", "machine", "python"):
+            del lines[-1][name]
+    assert made == kept
+
+
+def test_nothing_is_lost_when_it_is_written_again(again):
+    assert (again / "ledger.parquet").read_bytes() == (RESULTS / "ledger.parquet").read_bytes()
+
+
+def test_a_cell_that_lacks_a_run_is_open(quality, tmp_path):
+    records = quality.read_ledger(RESULTS / "ledger.parquet")
+    name = records[0].study
+    ours = next(r for r in records if r.study == name and r.arm == "auto_warmup")
+    (tmp_path / "out").mkdir()
+    quality.write_ledger(
+        [r for r in records if r.study == name and r is not ours], tmp_path / "out" / "ledger.parquet"
+    )
+    arguments = ["--report-only", "--results", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    before = (tmp_path / "out" / "ledger.parquet").read_bytes()
+    assert quality.main([*arguments, "--seeds", *map(str, _last(RESULTS)["seeds"])]) == 0
+    assert not (tmp_path / "out" / "summary.md").exists()  # there is nothing to say yet
+    assert (tmp_path / "out" / "ledger.parquet").read_bytes() == before
+
+
+def test_runs_of_a_cell_that_is_open_are_kept(quality, tmp_path):
+    records = quality.read_ledger(RESULTS / "ledger.parquet")
+    names = [row["cell"] for row in map(json.loads, (RESULTS / "quality.jsonl").open()) if "cell" in row]
+    ours = next(r for r in records if r.study == names[0] and r.arm == "auto_warmup")
+    (tmp_path / "out").mkdir()
+    quality.write_ledger([r for r in records if r is not ours], tmp_path / "out" / "ledger.parquet")
+    before = (tmp_path / "out" / "ledger.parquet").read_bytes()
+    arguments = ["--report-only", "--results", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    assert quality.main([*arguments, "--seeds", *map(str, _last(RESULTS)["seeds"])]) == 0
+    assert names[0] in _last(tmp_path / "out")["open"]
+    assert (tmp_path / "out" / "ledger.parquet").read_bytes() == before
+
+
+def test_a_seed_that_had_a_part_in_a_choice_is_said(quality):
+    rows = [json.loads(line) for line in (RESULTS / "quality.jsonl").read_text().splitlines()]
+    cells = [row for row in rows if "cell" in row]
+    assert quality.bench(cells, [], [999])[-1]["burnt_seeds"] == []
+    assert quality.bench(cells, [], [*quality.BURNT[:2], 999])[-1]["burnt_seeds"] == list(quality.BURNT[:2])
+    assert "no verdict" in quality.quality_page.page(cells, quality.bench(cells, [], quality.BURNT))
