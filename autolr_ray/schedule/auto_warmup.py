@@ -411,8 +411,10 @@ class AutoWarmup(Schedule):
                         self._unused_optimizer = self._start.optimizer_state()
                 snapshots.take(step, receipt.argmin_step)
                 return receipt
-            dear = step > _DEAR_SWEEP * self.total_steps and receipt.argmin_step > 1
-            store, at = (snapshots, receipt.argmin_step) if dear else (self._start, 1.0)
+            # Where no fall was seen, the lowest loss is chance, perhaps that of weights already damaged.
+            learned = verdict is Verdict.SWEPT and receipt.argmin_step > 1
+            keep = learned and step > _DEAR_SWEEP * self.total_steps
+            store, at = (snapshots, receipt.argmin_step) if keep else (self._start, 1.0)
             back = store.restore(at, optimizer=self._unused_optimizer)
             self._start.clear()
             self._unused_optimizer = {}

@@ -375,6 +375,7 @@ def test_a_fall_that_the_sweep_was_too_short_to_see():
     assert sweep.verdict is Verdict.NOT_SEEN
     assert not sweep.verdict.ends_warmup
     assert sweep.argmin_lr == pytest.approx(run.rates[6] / 30)
+    assert sweep.rolled_back_to == 1  # nothing was learned that would be worth keeping
     assert run.schedule.decision.verdict is Verdict.REACHED
     assert run.schedule.peak_lr == pytest.approx(1.5 * sweep.argmin_lr)
 
