@@ -3,7 +3,8 @@
     python experiments/readme_results.py [--print]
 
 Reads ``summary.md`` in ``experiments/results/quick`` and ``experiments/results/fashion_mnist``, and the
-figures, which ``experiments/compare.py`` wrote.
+figures, which ``experiments/compare.py`` wrote; and ``summary.md`` in ``experiments/results/quality``, which
+``experiments/benchmarks/quality.py`` wrote.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = ROOT / "experiments" / "results" / "quick"
 LARGER = ROOT / "experiments" / "results" / "fashion_mnist"
+BENCH = ROOT / "experiments" / "results" / "quality"
 MARKS = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", flags=re.DOTALL)
 
 
@@ -33,7 +35,25 @@ def section() -> str:
         f"`make compare` on two CPU cores wrote these figures: [summary]({folder}/summary.md), "
         f"[report]({folder}/report.html). Seeds, versions and hardware are in it.\n\n"
         f"Three batch sizes, three seeds, a grid of ten and six rivals "
-        f"([{LARGER.name}]({larger}/summary.md), [report]({larger}/report.html)): {its_headline}\n"
+        f"([{LARGER.name}]({larger}/summary.md), [report]({larger}/report.html)): {its_headline}\n\n"
+        + _bench()
+    )
+
+
+def _bench() -> str:
+    """What the bench over many cells says: its first sentence, the groups' table, the picture."""
+    folder = BENCH.relative_to(ROOT).as_posix()
+    text = (BENCH / "summary.md").read_text(encoding="utf-8").rstrip()
+    _, headline, groups, *rest = text.split("\n\n")
+    warnings = [part for part in rest if part.startswith("Seeds")]
+    return "\n\n".join(
+        [
+            "Over networks, optimizers, batch sizes and budgets "
+            f"([summary]({folder}/summary.md)): {headline}",
+            *warnings,
+            groups,
+            f"![Difference to the tuned baseline, cell by cell]({folder}/difference.png)\n",
+        ]
     )
 
 

@@ -125,4 +125,4 @@ def test_a_seed_that_had_a_part_in_a_choice_is_said(quality):
     cells = [row for row in rows if "cell" in row]
     assert quality.bench(cells, [], [999])[-1]["burnt_seeds"] == []
     assert quality.bench(cells, [], [*quality.BURNT[:2], 999])[-1]["burnt_seeds"] == list(quality.BURNT[:2])
-    assert "no verdict" in quality.quality_page.page(cells, quality.bench(cells, [], quality.BURNT))
+    assert "are no verdict" in quality.quality_page.page(cells, quality.bench(cells, [], quality.BURNT))

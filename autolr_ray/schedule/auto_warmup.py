@@ -374,7 +374,7 @@ class AutoWarmup(Schedule):
         any_finite = self.rule.smoother.count > 0
         evidence = self.rule.test() if any_finite else Evidence.none(positive=self.rule.hopeless())
         if any_finite:
-            self._burst.look(self._sweep.level, evidence)
+            self._burst.look(self._sweep.level, self._sweep.noise, evidence)
         burst = self._burst.strength
         evidence = dataclasses.replace(evidence, strength=max(evidence.strength, burst))
         positives = self._positives + 1 if evidence.positive else 0

@@ -19,7 +19,9 @@ _NOISE_DROP = 10.0
 class Burst:
     """Counts losses in a row that lie more than ``height`` drops above the minimum.
 
-    A drop is the way from the starting level down to the lowest posterior mean, at least ten noise sd's.
+    A drop is the way from the starting level down to the lowest posterior mean, at least ten noise sd's: the
+    posterior's, or half of the largest step between losses before any learning, whichever is more, since
+    the posterior of a few losses may pass through all of them.
     Multiplying all losses by a positive number or adding one to them changes nothing.
 
     Args:
@@ -44,10 +46,16 @@ class Burst:
             self._longest = max(self._longest, self._run)
             self.lowest = min(self.lowest, loss if math.isfinite(loss) else math.inf)
 
-    def look(self, level: float, evidence: Evidence) -> None:
-        """What the losses to come are compared with: the starting level, and a test's posterior."""
+    def look(self, level: float, step: float, evidence: Evidence) -> None:
+        """What the losses to come are compared with.
+
+        Args:
+            level: that training started from.
+            step: the largest between losses before any learning.
+            evidence: a test's.
+        """
         low = float(evidence.mean.min())
-        drop = max(level - low, _NOISE_DROP * math.sqrt(evidence.hyper.noise))
+        drop = max(level - low, _NOISE_DROP * max(math.sqrt(evidence.hyper.noise), step / 2.0))
         self._threshold = low + self.height * drop
 
     @property

@@ -90,7 +90,7 @@ class Sweep:
         return float(np.median(finite)) if finite else math.nan
 
     @property
-    def _noise(self) -> float:
+    def noise(self) -> float:
         """The largest step between neighbours in the first half, where learning rates do little yet."""
         first = np.array(self.losses[: self.steps // 2])
         first = first[np.isfinite(first)]
@@ -101,7 +101,7 @@ class Sweep:
         """The last loss is not finite or far above the first ones; never said in the first half."""
         if len(self.losses) <= self.steps // 2:
             return False
-        rise = max(_EXPLOSION * self._noise, self.level - min(self.losses))
+        rise = max(_EXPLOSION * self.noise, self.level - min(self.losses))
         return not self.losses[-1] <= self.level + rise
 
     @property
@@ -116,7 +116,7 @@ class Sweep:
 
     def below_noise(self, loss: float) -> bool:
         """Whether ``loss`` lies below the first ones by more than noise."""
-        return self.level - loss > _FALL * self._noise
+        return self.level - loss > _FALL * self.noise
 
     @property
     def lowest(self) -> int:

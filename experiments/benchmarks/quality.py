@@ -1,7 +1,7 @@
 """The bench behind the claim: AutoWarmup against a tuned grid and the untuned rivals, over many cells.
 
     OMP_NUM_THREADS=1 python experiments/benchmarks/quality.py --json [--results DIR] [--out DIR]
-        [--seeds 40 41 42] [--only TEXT ...] [--list] [--report-only]
+        [--seeds 50 51 52] [--only TEXT ...] [--list] [--report-only]
 
 A cell is a data set, a network, an optimizer, a batch size and a budget in optimizer steps: short (about
 60), middle (about 400) or long (2,000). Every cell is a study of its own in ``--results``, run by the same
@@ -51,7 +51,7 @@ from autolr_ray.compare.sweep import run_sweep
 from autolr_ray.files import write_atomically
 from autolr_ray.train.record import RunRecord
 
-BURNT = (*range(4), 10, 20, 21, *range(30, 40))
+BURNT = (*range(4), 10, 20, 21, *range(30, 43))
 """Seeds that some setting was chosen on, or that a choice was looked at with."""
 MARGIN, CHANCE = 0.005, 0.1
 OUT = Path(__file__).resolve().parents[1] / "results" / "quality"
@@ -275,7 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--results", type=Path, default=Path("results/quality"), help="(default: %(default)s)"
     )
     parser.add_argument("--out", type=Path, default=OUT, help="(default: experiments/results/quality)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[40, 41, 42], help="(default: %(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[50, 51, 52], help="(default: %(default)s)")
     parser.add_argument("--only", nargs="+", default=[""], help="cells whose name holds one of these")
     parser.add_argument("--list", action="store_true", help="name the cells and stop")
     parser.add_argument("--report-only", action="store_true", help="run nothing; report what is finished")

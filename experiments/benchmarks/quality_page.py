@@ -28,18 +28,22 @@ def page(rows: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]]) -> str
     if total["open"]:
         parts.append(f"Not yet run to the end: {', '.join(total['open'])}.")
     if total["burnt_seeds"]:
-        parts.append(f"Seeds {total['burnt_seeds']} had a part in choosing settings: no verdict.")
+        seeds = ", ".join(map(str, total["burnt_seeds"]))
+        parts.append(f"Seeds {seeds} had a part in the choice of a setting: these figures are no verdict.")
     return "\n\n".join(parts) + "\n"
 
 
 def headline(total: dict[str, Any]) -> str:
     """One sentence over all cells."""
+    fresh = "" if total["burnt_seeds"] else "fresh "
+    cells = f"{total['cells']} of {total['cells'] + len(total['open'])} cells"
     return (
-        f"auto_warmup minus tuned linear_warmup, test accuracy, mean of {total['cells']} cells and "
-        f"{len(total['seeds'])} fresh seeds: {_points(total['difference'])} points "
-        f"({_interval(total['over_cells'])} over cells, {_interval(total['over_seeds'])} over seeds), "
-        f"{total['verdict']} at a margin of {100 * total['margin']:g}; "
-        f"{100 * total['cost_share']:.0f} % of the device time; {total['failed_runs']} runs at chance level."
+        f"auto_warmup minus tuned linear_warmup, test accuracy, mean of {cells} and {len(total['seeds'])} "
+        f"{fresh}seeds: {_points(total['difference'])} points "
+        f"({_interval(total['over_cells'])} over cells, "
+        f"{_interval(total['over_seeds'])} over seeds), {total['verdict']} at a margin of "
+        f"{100 * total['margin']:g}; {100 * total['cost_share']:.0f} % of the device time; "
+        f"runs that ended at chance level: {total['failed_runs']}."
     )
 
 

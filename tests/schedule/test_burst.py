@@ -19,9 +19,9 @@ def evidence(low=1.0, noise=0.0):
     )  # fmt: skip
 
 
-def counted(losses, *, level=2.0, noise=0.0, scale=1.0, shift=0.0, parts=1):
+def counted(losses, *, level=2.0, step=0.0, noise=0.0, scale=1.0, shift=0.0, parts=1):
     burst = Burst()
-    burst.look(scale * level + shift, evidence_of(scale, shift, noise))
+    burst.look(scale * level + shift, scale * step, evidence_of(scale, shift, noise))
     for part in np.array_split(scale * np.array(losses) + shift, parts):
         burst.observe(part)
     return burst.strength
@@ -56,6 +56,11 @@ def test_ten_noise_sds_are_the_least_drop():
     assert counted([1.9] * 3, noise=0.2**2) == 0.0
 
 
+def test_a_posterior_through_all_losses_has_no_noise_but_the_first_ones_had():
+    assert counted([1.9] * 3, step=0.3) == 1.0
+    assert counted([1.9] * 3, step=0.4) == 0.0
+
+
 def test_nothing_counts_before_there_is_a_minimum():
     burst = Burst()
     burst.observe(np.full(9, 100.0))
@@ -64,7 +69,7 @@ def test_nothing_counts_before_there_is_a_minimum():
 
 def test_saved_and_loaded_it_goes_on():
     burst, other = Burst(), Burst()
-    burst.look(2.0, evidence())
+    burst.look(2.0, 0.0, evidence())
     burst.observe(np.array([1.6, 1.6]))
     other.load_state_dict(burst.state_dict())
     for each in (burst, other):
