@@ -62,8 +62,8 @@ class AutoWarmup(Schedule):
 
     ``"linear"``: a short exponential sweep from ``min_lr`` to ``max_lr`` (3% of the steps, at least 8, at
     most 64) finds the scale of the learning rate, then weights are put back: to the start, or, where the
-    sweep was more than 5% of all steps, to its lowest loss. A linear warmup over a fifth of what is left
-    goes up to 1.5 times what was found, and the decay follows. The rule watches until
+    sweep was more than 5% of all steps and saw a fall, to its lowest loss. A linear warmup over a fifth of
+    what is left goes up to 1.5 times what was found, and the decay follows. The rule watches until
     ``max_warmup_fraction`` of the steps: whenever the loss has passed its minimum, or three losses in a row
     lie far above it, training goes on from there, the decay starting at half of the learning rate that it
     had there.
@@ -564,7 +564,8 @@ class AutoWarmup(Schedule):
         if self.warmup == "linear":
             self._start.load_state_dict(state_dict["start"])
             self._sweep.load_state_dict(state_dict["sweep"])
-            self._burst.load_state_dict(state_dict["burst"])
+            if state_dict.get("burst") is not None:  # unknown to states from before it was there
+                self._burst.load_state_dict(state_dict["burst"])
             self._unused_optimizer = state_dict["unused_optimizer"]
         super().load_state_dict(state_dict)
         self.peak_lr = state_dict["peak_lr"]

@@ -472,3 +472,13 @@ def test_the_loss_on_its_own_is_watched_without_a_model():
     for t in range(60):
         schedule.step(abs(t - 15.0))
     assert schedule.decision.verdict is Verdict.PASSED
+
+
+def test_a_state_from_before_bursts_were_counted_goes_on():
+    run = Run().until(20)
+    state = copy.deepcopy(run.schedule.state_dict())
+    del state["burst"]
+    other = Run().until(20)
+    other.schedule.load_state_dict(state)
+    assert other.schedule.get_last_lr() == run.schedule.get_last_lr()
+    assert other.end().schedule.get_last_lr() == [0.0]
