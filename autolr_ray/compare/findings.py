@@ -211,7 +211,7 @@ class Findings:
             found += [
                 (r, x, backs.get(x.step, -1))
                 for x in r.receipts
-                if x is switch or x.verdict == "swept" or x.step in backs
+                if x is switch or x.step == r.sweep_steps or x.step in backs
             ]
         return found
 

@@ -135,22 +135,22 @@ def as_text(status: Status) -> str:
         lines += ["", *(f"{r[0]:>9}  {r[1]:{width}}" + "".join(f"{n:>10}" for n in r[2:]) for r in rows)]
     if status.newest is not None:
         r = status.newest
-        name = " ".join(part for part in (r.arm, r.point, f"batch {r.batch_size}", f"seed {r.seed}") if part)
-        lines += ["", f"newest: {name}, validation {percent(r.validation_accuracy)}, {r.finished_at}"]
+        lines += ["", f"newest: {_named(r)}, validation {percent(r.validation_accuracy)}, {r.finished_at}"]
     if status.failures:
         lines += ["", *map(_failure_line, status.failures)]
     return "\n".join([*lines, *(f"note: {note}" for note in status.notes)])
 
 
-def _failure_line(failure: FailureRow) -> str:
-    name = " ".join(
-        part
-        for part in (failure.arm, failure.point, f"batch {failure.batch_size}", f"seed {failure.seed}")
-        if part
+def _named(run: RunRecord | FailureRow) -> str:
+    return " ".join(
+        part for part in (run.arm, run.point, f"batch {run.batch_size}", f"seed {run.seed}") if part
     )
+
+
+def _failure_line(failure: FailureRow) -> str:
     often = f"{failure.attempts} attempt{'s' * (failure.attempts != 1)}"
     end = "given up (--retry-failed tries it again)" if failure.given_up else "the next sweep tries it again"
-    return f"failed: {name}: {' '.join(failure.reason.split())}; {often}, {end}"
+    return f"failed: {_named(failure)}: {' '.join(failure.reason.split())}; {often}, {end}"
 
 
 def _sweep_lines(sweep: SweepState | None) -> list[str]:

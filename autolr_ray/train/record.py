@@ -133,7 +133,7 @@ class RunRecord(_Row):
     @property
     def sweep_steps(self) -> int:
         """Steps of the sweep before a linear warmup; 0 where there was none."""
-        return next((x.step for x in self.receipts if x.verdict == "swept"), 0)
+        return next((x.step for x in self.receipts if x.verdict in ("swept", "not_seen")), 0)
 
 
 def write_record(record: RunRecord, folder: Location) -> Location:

@@ -149,3 +149,16 @@ def test_records_of_two_kinds_of_device_are_told() -> None:
 def test_runs_stand_beside_the_share_of_device_time() -> None:
     records = study(batch_sizes=(64, 128), seeds=(0, 1, 2), rival=False)
     assert findings(records).headline.endswith(" % of the device time per seed (2 runs instead of 20).")
+
+
+def test_a_sweep_that_saw_no_fall_is_shown_as_one() -> None:
+    """Its verdict is another, its place in the run the same."""
+    record = swept(64, 0)
+    blind = [
+        receipt.model_copy(update={"verdict": "not_seen"}) if receipt.verdict == "swept" else receipt
+        for receipt in record.receipts
+    ]
+    other = record.model_copy(update={"receipts": blind})
+    assert other.sweep_steps == record.sweep_steps > 0
+    found = Findings([other], 0.01, None, "auto_warmup", None).decisions
+    assert found[0][1].verdict == "not_seen"
