@@ -37,7 +37,7 @@ def recorded_curve(path: Location, cell: str) -> Curve:
             f"cell: {record.cell} is not allowed; the learning rate of {record.schedule} does not rise "
             "exponentially, a run of auto_warmup is needed"
         )
-    if any(receipt.verdict == "swept" for receipt in record.receipts):
+    if record.sweep_steps:
         raise CurveError(
             f"cell: {record.cell} is not allowed; its learning rate rose in a short sweep, then linearly; "
             "a run with warmup: exponential is needed"
