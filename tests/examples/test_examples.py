@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import ray
+import ray.train
 import torch
 
 EXAMPLES = Path(__file__).parents[2] / "experiments" / "examples"
@@ -54,7 +55,11 @@ class OnRay:
         self.printed = run_example(
             name, f"{options} --storage {folder}", RAY_ADDRESS=address, RAY_AUTH_MODE="token"
         )
-        states = [torch.load(file, weights_only=True) for file in folder.rglob("state.pt")]
+        # Of the checkpoints only those that Ray Train lists: a copy that a crash cut short lies there too.
+        (run,) = (entry for entry in folder.iterdir() if entry.is_dir())
+        listed = ray.train.Result.from_path(str(run)).best_checkpoints or []
+        files = [Path(checkpoint.path) / "state.pt" for checkpoint, _ in listed]
+        states = [torch.load(file, weights_only=True) for file in files if file.exists()]
         self.states = {state["epochs_done"]: state for state in states}
 
 
