@@ -16,6 +16,7 @@ from autolr_ray.schedule.base import Loss, Schedule, require_finite
 from autolr_ray.schedule.burst import Burst
 from autolr_ray.schedule.decay import Decay, get_decay
 from autolr_ray.schedule.divergence import ON_DIVERGENCE, report_divergence
+from autolr_ray.schedule.layerwise import is_layerwise, layerwise_peak
 from autolr_ray.schedule.pending import PendingLosses, from_rank_zero, is_distributed
 from autolr_ray.schedule.receipt import Receipt
 from autolr_ray.schedule.robust_rule import RobustRule
@@ -23,7 +24,7 @@ from autolr_ray.schedule.rollback import PLACES, HasState, SnapshotStore
 from autolr_ray.schedule.rules import get_rule
 from autolr_ray.schedule.smoother import Array
 from autolr_ray.schedule.sweep import Sweep, momentum_share, sweep_steps
-from autolr_ray.schedule.switch import Evidence, SwitchRule, Verdict, decide
+from autolr_ray.schedule.switch import SWEEPS, Evidence, SwitchRule, Verdict, decide
 from autolr_ray.schedule.trace import LossTrace
 
 FALLBACKS = ("argmin", "keep")
@@ -63,7 +64,9 @@ class AutoWarmup(Schedule):
     ``"linear"``: a short exponential sweep from ``min_lr`` to ``max_lr`` (3% of the steps, at least 8, at
     most 64) finds the scale of the learning rate, then weights are put back: to the start, or, where the
     sweep was more than 5% of all steps and saw a fall, to its lowest loss. A linear warmup over a fifth of
-    what is left goes up to 1.5 times what was found, and the decay follows. The rule watches until
+    what is left goes up to 1.5 times what was found (with an optimizer that changes each layer by the
+    learning rate times its norm, as LAMB does, to ``.25 * sqrt(3 / steps left)``: see
+    ``autolr_ray.schedule.layerwise``), and the decay follows. The rule watches until
     ``max_warmup_fraction`` of the steps: whenever the loss has passed its minimum, or three losses in a row
     lie far above it, training goes on from there, the decay starting at half of the learning rate that it
     had there.
@@ -201,6 +204,7 @@ class AutoWarmup(Schedule):
             self._sweep = Sweep(sweep_steps(total_steps))
             self._burst = Burst()
             self._rise_steps = self._sweep.steps - 1
+            self._layerwise: bool | None = None
             self._unused_rule = copy.deepcopy(self.rule)
             self._snapshot_every = self._test_every
             assert model is not None
@@ -353,6 +357,9 @@ class AutoWarmup(Schedule):
                 self._burst.observe(losses)
             return self._watch(step, leg)
         self._sweep.observe(losses)
+        if self._layerwise is None and step > 1:
+            # A step may change nothing, as one that a gradient scaler leaves out: then the next one tells.
+            self._layerwise = is_layerwise(self._start.weights(1), self._start.present(), self.optimizer)
         return self._swept(step)
 
     def _swept(self, step: int) -> Receipt:
@@ -365,10 +372,13 @@ class AutoWarmup(Schedule):
         # The steps that its momentum had seen when the sweep was at that rate.
         steps = 1.0 + math.log(rate / self.min_lr) / self._log_growth * self._rise_steps
         rate *= momentum_share(self.optimizer.param_groups[0], steps)
+        # Where no fall was seen, the lowest loss is chance, perhaps that of weights already damaged.
+        lowest = 0 if verdict is Verdict.NOT_SEEN else sweep.lowest
+        if verdict in SWEEPS and self._layerwise:
+            verdict, rate = Verdict.LAYERWISE, layerwise_peak(self.total_steps - step)
         receipt = self._receipt(step, Evidence.none(), verdict, 0)
-        return dataclasses.replace(
-            receipt, argmin_step=sweep.lowest, earliest_step=sweep.lowest, argmin_lr=max(rate, self.min_lr)
-        )
+        rate = min(max(rate, self.min_lr), self.max_lr)
+        return dataclasses.replace(receipt, argmin_step=lowest, earliest_step=lowest, argmin_lr=rate)
 
     def _watch(self, step: int, leg: _Leg) -> Receipt:
         any_finite = self.rule.smoother.count > 0
@@ -411,8 +421,7 @@ class AutoWarmup(Schedule):
                         self._unused_optimizer = self._start.optimizer_state()
                 snapshots.take(step, receipt.argmin_step)
                 return receipt
-            # Where no fall was seen, the lowest loss is chance, perhaps that of weights already damaged.
-            learned = verdict is Verdict.SWEPT and receipt.argmin_step > 1
+            learned = verdict in SWEEPS and receipt.argmin_step > 1
             keep = learned and step > _DEAR_SWEEP * self.total_steps
             store, at = (snapshots, receipt.argmin_step) if keep else (self._start, 1.0)
             back = store.restore(at, optimizer=self._unused_optimizer)
@@ -441,7 +450,8 @@ class AutoWarmup(Schedule):
             return _Leg(step, 0, self.min_lr)
         left = self.total_steps - step
         warmup = min(max(1, int(_LINEAR_SHARE * left)), self.warmup_steps - step)
-        return _Leg(step, warmup, min(_TARGET * receipt.argmin_lr, self.max_lr))
+        target = 1.0 if receipt.verdict is Verdict.LAYERWISE else _TARGET
+        return _Leg(step, warmup, min(target * receipt.argmin_lr, self.max_lr))
 
     def _begin(self, step: int, leg: _Leg) -> None:
         """Watch a new leg, with the sweep's first losses for the level that training starts from."""
@@ -551,6 +561,7 @@ class AutoWarmup(Schedule):
             "trace": self.trace.state_dict(),
             "snapshots": self._snapshots.state_dict() if self._snapshots is not None else None,
             "sweep": self._sweep.state_dict() if self.warmup == "linear" else None,
+            "layerwise": self._layerwise if self.warmup == "linear" else None,
             "burst": self._burst.state_dict() if self.warmup == "linear" else None,
             "start": self._start.state_dict() if self.warmup == "linear" else None,
             "unused_optimizer": self._unused_optimizer if self.warmup == "linear" else None,
@@ -564,7 +575,9 @@ class AutoWarmup(Schedule):
         if self.warmup == "linear":
             self._start.load_state_dict(state_dict["start"])
             self._sweep.load_state_dict(state_dict["sweep"])
-            if state_dict.get("burst") is not None:  # unknown to states from before it was there
+            # Unknown to states from before they were there.
+            self._layerwise = state_dict.get("layerwise")
+            if state_dict.get("burst") is not None:
                 self._burst.load_state_dict(state_dict["burst"])
             self._unused_optimizer = state_dict["unused_optimizer"]
         super().load_state_dict(state_dict)

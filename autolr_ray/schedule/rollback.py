@@ -88,6 +88,15 @@ class SnapshotStore:
         self._put_back(self._snapshots[step] | (optimizer or {}))
         return step
 
+    def weights(self, step: int) -> dict[str, torch.Tensor]:
+        """Parameters and buffers of the snapshot after ``step``, named as in :meth:`present`."""
+        kept: dict[str, torch.Tensor] = self._snapshots[step]["model"]
+        return kept
+
+    def present(self) -> dict[str, torch.Tensor]:
+        """The model's parameters and buffers now, themselves."""
+        return _tensors(self._model)
+
     def clear(self) -> None:
         """Free the memory."""
         self._snapshots = {}

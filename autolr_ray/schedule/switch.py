@@ -57,11 +57,19 @@ class Verdict(enum.Enum):
         "the sweep was too short to see the loss fall: a linear warmup to far below the highest learning "
         "rate that was tried begins"
     )
+    LAYERWISE = (
+        "the optimizer changes each layer by the learning rate times its norm: a linear warmup to the "
+        "learning rate that the steps left ask for begins"
+    )
 
     @property
     def ends_warmup(self) -> bool:
         """Whether the learning rate stops rising."""
-        return self not in (Verdict.RISING, Verdict.SWEPT, Verdict.WATCHED, Verdict.NOT_SEEN)
+        return self is not Verdict.WATCHED and self not in (Verdict.RISING, *SWEEPS)
+
+
+SWEEPS = (Verdict.SWEPT, Verdict.NOT_SEEN, Verdict.LAYERWISE)
+"""Those that end a sweep, after which a linear warmup begins."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autolr_ray.files import write_atomically
 from autolr_ray.remote import Location
+from autolr_ray.schedule.switch import SWEEPS
 
 # How ``tuning`` begins in records that Tune's ASHA would have left, made from those of a grid's runs.
 ASHA_TUNING = "ASHA over"
+_SWEEPS = tuple(verdict.name.lower() for verdict in SWEEPS)
 
 
 class _Row(BaseModel):
@@ -133,7 +135,7 @@ class RunRecord(_Row):
     @property
     def sweep_steps(self) -> int:
         """Steps of the sweep before a linear warmup; 0 where there was none."""
-        return next((x.step for x in self.receipts if x.verdict in ("swept", "not_seen")), 0)
+        return next((x.step for x in self.receipts if x.verdict in _SWEEPS), 0)
 
 
 def write_record(record: RunRecord, folder: Location) -> Location:

@@ -22,7 +22,7 @@ from scipy.stats import norm
 
 from autolr_ray.schedule import RULES, Hyperparameters, LossSmoother, PaperRule, RobustRule, Verdict
 from autolr_ray.schedule.rules import get_rule
-from autolr_ray.schedule.switch import GRID, RECEIPT_POINTS, Evidence, decide, judge
+from autolr_ray.schedule.switch import GRID, RECEIPT_POINTS, SWEEPS, Evidence, decide, judge
 
 replay = load_replay()
 RULE_NAMES = sorted(RULES)
@@ -110,10 +110,10 @@ def test_decide_passes_at_patience_exactly(patience):
 
 
 def test_every_verdict_is_in_the_table_or_of_a_linear_warmup():
-    linear = {Verdict.SWEPT, Verdict.NOT_SEEN, Verdict.WATCHED, Verdict.REACHED}
+    linear = {*SWEEPS, Verdict.WATCHED, Verdict.REACHED}
     assert {verdict for _, verdict in TABLE} | {DIVERGED} | linear == set(Verdict)
     going_on = {v for v in Verdict if not v.ends_warmup}
-    assert going_on == {Verdict.RISING, Verdict.SWEPT, Verdict.NOT_SEEN, Verdict.WATCHED}
+    assert going_on == {Verdict.RISING, Verdict.SWEPT, Verdict.NOT_SEEN, Verdict.LAYERWISE, Verdict.WATCHED}
     assert len({v.value for v in Verdict}) == len(Verdict)
 
 

@@ -20,6 +20,7 @@ from schedule_helpers import (
 
 from autolr_ray.schedule import AutoWarmup, DivergenceError, DivergenceWarning, RobustRule, Verdict
 from autolr_ray.schedule.sweep import Sweep, momentum_share, sweep_steps
+from autolr_ray.schedule.switch import SWEEPS
 
 NAN, INF = math.nan, math.inf
 RATES = np.geomspace(1e-5, 1.0, 8)
@@ -197,7 +198,7 @@ class Run:
 
     @property
     def swept(self):
-        return next(r for r in self.schedule.receipts if r.verdict is Verdict.SWEPT)
+        return next(r for r in self.schedule.receipts if r.verdict in SWEEPS)
 
 
 def test_a_whole_run():
