@@ -69,7 +69,8 @@ class AutoWarmup(Schedule):
     ``autolr_ray.schedule.layerwise``), and the decay follows. The rule watches until
     ``max_warmup_fraction`` of the steps: whenever the loss has passed its minimum, or three losses in a row
     lie far above it, training goes on from there, the decay starting at half of the learning rate that it
-    had there.
+    had there (with LAMB and its like only after as many steps of the decay as the warmup had, and the first
+    time at the whole of it).
 
     ``"exponential"`` (the original): step ``t`` runs at ``min_lr * (max_lr / min_lr) ** (t / W)``, over at
     most ``W = max_warmup_fraction * total_steps`` steps; after the minimum the decay starts from the
@@ -353,7 +354,10 @@ class AutoWarmup(Schedule):
         if self._legs:
             self.rule.observe(losses, self._horizon())
             leg = self._legs[-1]
-            if self.lr_at(step - 1) >= _BURST_FROM * leg.peak_lr:
+            # Steps of a fixed share of the norm do not run away: a rise near the peak heals by itself.
+            if self._layerwise and step <= leg.turn + leg.warmup:
+                self.rule.forgive()
+            elif self.lr_at(step - 1) >= _BURST_FROM * leg.peak_lr:
                 self._burst.observe(losses)
             return self._watch(step, leg)
         self._sweep.observe(losses)
@@ -431,7 +435,9 @@ class AutoWarmup(Schedule):
         elif verdict.ends_warmup and verdict is not Verdict.REACHED:
             back = snapshots.restore(receipt.argmin_step)
             lowest = max(self.min_lr, self.final_lr)
-            self._begin(step, _Leg(step, 0, max(_BACK_OFF * receipt.argmin_lr, lowest)))
+            # There the learning rate at the minimum was not too high in itself.
+            back_off = 1.0 if self._layerwise and len(self._legs) == 1 else _BACK_OFF
+            self._begin(step, _Leg(step, 0, max(back_off * receipt.argmin_lr, lowest)))
         else:
             snapshots.take(step, receipt.argmin_step, receipt.earliest_step)
         leg = self._legs[-1]

@@ -218,7 +218,7 @@ class RobustRule(SwitchRule):
         if self._risen == 0.0 and self._level - self._ceiling > _FALLEN * self._level_sd:
             self._fallen = True
         if self._steps < self.quiet * self._warmup_steps:
-            self._risen = self._drifted = self._stayed = 0.0
+            self.forgive()
         else:
             steps = self._step_noise()
             ratio = min(self._noise / steps, 1e3) if steps else 1.0
@@ -239,6 +239,10 @@ class RobustRule(SwitchRule):
             strength=strength,
             improved=self._fallen,
         )
+
+    def forgive(self) -> None:
+        """Forget what speaks for a rise so far; the losses stay."""
+        self._risen = self._drifted = self._stayed = 0.0
 
     def hopeless(self) -> bool:
         """No finite loss in the first ``quiet`` share of the longest warmup, and at least a few losses."""

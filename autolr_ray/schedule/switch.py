@@ -166,6 +166,9 @@ class SwitchRule(ABC):
     def test(self) -> Evidence:
         """Fit, and judge all losses so far. At least one must have been finite."""
 
+    def forgive(self) -> None:  # noqa: B027  # a rule that adds nothing up has nothing to forget
+        """Forget what speaks for a rise so far; the losses stay."""
+
     def hopeless(self) -> bool:
         """Whether so many losses were seen, and none finite, that it is no use to wait for one."""
         return False

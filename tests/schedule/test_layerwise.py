@@ -106,12 +106,12 @@ def test_the_peak_is_that_of_a_walk_of_a_quarter(steps):
 class Run:
     """A small network, trained for real by ``make``'s optimizer; losses made up, the sweep's with a fall."""
 
-    def __init__(self, make=lamb, total=100, skipped=(), **settings):
+    def __init__(self, make=lamb, total=100, skipped=(), blows=(), **settings):
         torch.manual_seed(0)
         self.model = small_net(batch_norm=True)
         self.optimizer = make(self.model.parameters())
         self.schedule = AutoWarmup(self.optimizer, total, model=self.model, **settings)
-        self.skipped, self.rates, self.t = skipped, [], 0
+        self.skipped, self.blows, self.rates, self.t = skipped, blows, [], 0
 
     def until(self, t):
         while self.t < t:
@@ -122,10 +122,12 @@ class Run:
                 self.optimizer.step()
             noise = 0.01 * math.sin(12.9898 * self.t)
             past = self.rates[-2] if self.t else 0.0
-            sweeping = not self.schedule._legs
-            self.schedule.step(
-                (2.3 - 1.0 / (1.0 + (0.01 / max(past, 1e-12)) ** 2) if sweeping else 1.0) + noise
-            )
+            loss = 2.3 - 1.0 / (1.0 + (0.01 / max(past, 1e-12)) ** 2)
+            if legs := self.schedule._legs:
+                loss = (
+                    30.0 if self.t in self.blows else 0.5 + 1.8 * math.exp(-(self.t - legs[0].start) / 10.0)
+                )
+            self.schedule.step(loss + noise)
             self.t += 1
         return self
 
@@ -142,6 +144,27 @@ def test_the_peak_comes_from_the_steps_left():
     assert run.schedule.peak_lr == pytest.approx(0.25 * math.sqrt(3 / (100 - sweep.step)))
     assert run.schedule.rolled_back_to == sweep.argmin_step > 1  # what a dear sweep has learned is kept
     assert run.schedule.get_last_lr() == [0.0]
+
+
+def passed(run):
+    return [r for r in run.schedule.receipts if r.verdict is Verdict.PASSED]
+
+
+@pytest.mark.parametrize("blows", [range(15, 20), range(20, 38)])
+def test_a_rise_near_the_peak_is_left_to_heal(blows):
+    # The warmup takes 18 steps, from 8 to 26.
+    assert not passed(Run(blows=blows).until(100))
+    assert passed(Run(OPTIMIZERS["adamw"], blows=blows).until(100))
+
+
+def test_a_loss_that_stays_up_goes_back_at_the_whole_learning_rate_then_at_half():
+    run = Run(blows=range(24, 100)).until(100)
+    first, *later = passed(run)
+    assert 44 < first.step <= 50
+    assert first.rolled_back_to < 26
+    assert run.schedule._legs[1].peak_lr == pytest.approx(first.argmin_lr)
+    for leg, receipt in zip(run.schedule._legs[2:], later, strict=True):
+        assert leg.peak_lr == pytest.approx(0.5 * receipt.argmin_lr)
 
 
 def test_others_go_by_the_sweep():
