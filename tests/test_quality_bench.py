@@ -34,7 +34,7 @@ def again(quality, tmp_path_factory):
     folder = tmp_path_factory.mktemp("quality")
     (folder / "out").mkdir()
     (folder / "out" / "ledger.parquet").write_bytes((RESULTS / "ledger.parquet").read_bytes())
-    seeds = _last(RESULTS)["seeds"]
+    seeds = _last(RESULTS)["base_seeds"]
     arguments = ["--report-only", "--json", "--results", str(folder / "runs"), "--out", str(folder / "out")]
     assert quality.main([*arguments, "--seeds", *map(str, seeds)]) == 0
     return folder / "out"
@@ -102,7 +102,7 @@ def test_a_cell_that_lacks_a_run_is_open(quality, tmp_path):
     )
     arguments = ["--report-only", "--results", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
     before = (tmp_path / "out" / "ledger.parquet").read_bytes()
-    assert quality.main([*arguments, "--seeds", *map(str, _last(RESULTS)["seeds"])]) == 0
+    assert quality.main([*arguments, "--seeds", *map(str, _last(RESULTS)["base_seeds"])]) == 0
     assert not (tmp_path / "out" / "summary.md").exists()  # there is nothing to say yet
     assert (tmp_path / "out" / "ledger.parquet").read_bytes() == before
 
@@ -115,7 +115,7 @@ def test_runs_of_a_cell_that_is_open_are_kept(quality, tmp_path):
     quality.write_ledger([r for r in records if r is not ours], tmp_path / "out" / "ledger.parquet")
     before = (tmp_path / "out" / "ledger.parquet").read_bytes()
     arguments = ["--report-only", "--results", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
-    assert quality.main([*arguments, "--seeds", *map(str, _last(RESULTS)["seeds"])]) == 0
+    assert quality.main([*arguments, "--seeds", *map(str, _last(RESULTS)["base_seeds"])]) == 0
     assert names[0] in _last(tmp_path / "out")["open"]
     assert (tmp_path / "out" / "ledger.parquet").read_bytes() == before
 

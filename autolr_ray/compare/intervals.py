@@ -59,6 +59,35 @@ def t_interval(values: Sequence[float]) -> Interval:
     return Interval(mean=mean, low=mean - half, high=mean + half)
 
 
+def stratified_interval(strata: Sequence[Sequence[float]]) -> Interval:
+    """Mean of the strata's means and its 95% interval, by Welch and Satterthwaite.
+
+    For several comparisons together, each with a spread of its own: their values are independent of each
+    other, as those of other tasks are even where the seeds have the same numbers. The degrees of freedom are
+    Satterthwaite's (1946, Biometrics Bulletin 2:110). At three values a stratum it holds what it should in 93
+    to 97% (``tests/compare/test_statistics.py``).
+
+    Args:
+        strata: each with its values; bounds are NaN where one has fewer than two.
+    """
+    if not strata or not all(len(values) and all(map(math.isfinite, values)) for values in strata):
+        return _NOTHING
+    mean = math.fsum(math.fsum(values) / len(values) for values in strata) / len(strata)
+    if min(map(len, strata)) < 2:
+        return Interval(mean=mean, low=math.nan, high=math.nan)
+    parts = [
+        0.0 if min(values) == max(values) else float(np.var(values, ddof=1)) / len(values)
+        for values in strata
+    ]
+    if not any(parts):
+        return Interval(mean=mean, low=mean, high=mean)
+    freedom = math.fsum(parts) ** 2 / math.fsum(
+        part**2 / (len(values) - 1) for part, values in zip(parts, strata, strict=True)
+    )
+    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom)) * math.sqrt(math.fsum(parts)) / len(strata)
+    return Interval(mean=mean, low=mean - half, high=mean + half)
+
+
 def bootstrap_interval(values: Sequence[float]) -> Interval:
     """Mean and 95% bootstrap interval (BCa, 9999 resamples, the same at every call).
 

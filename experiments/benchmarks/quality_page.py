@@ -38,10 +38,11 @@ def headline(total: dict[str, Any]) -> str:
     fresh = "" if total["burnt_seeds"] else "fresh "
     cells = f"{total['cells']} of {total['cells'] + len(total['open'])} cells"
     return (
-        f"auto_warmup minus tuned linear_warmup, test accuracy, mean of {cells} and {len(total['seeds'])} "
-        f"{fresh}seeds: {_points(total['difference'])} points "
+        f"auto_warmup minus tuned linear_warmup, test accuracy, mean of {cells} with "
+        f"{' or '.join(map(str, total['seeds_per_cell']))} {fresh}seeds each: "
+        f"{_points(total['difference'])} points "
         f"({_interval(total['over_cells'])} over cells, "
-        f"{_interval(total['over_seeds'])} over seeds), {total['verdict']} at a margin of "
+        f"{_interval(total['over_seeds'])} over seeds), {_verdict(total)} at a margin of "
         f"{100 * total['margin']:g}; {100 * total['cost_share']:.0f} % of the device time; "
         f"runs that ended at chance level: {total['failed_runs']}."
     )
@@ -54,12 +55,18 @@ def group_table(groups: Sequence[dict[str, Any]]) -> str:
         [
             (
                 group["group"], str(group["cells"]), _points(group["difference"]),
-                _interval(group["over_seeds"]), group["verdict"], f"{100 * group['cost_share']:.0f} %",
+                _interval(group["over_seeds"]), _verdict(group), f"{100 * group['cost_share']:.0f} %",
                 str(group["failed_runs"]),
             )
             for group in groups
         ],
     )  # fmt: skip
+
+
+def _verdict(group: dict[str, Any]) -> str:
+    """The word; where it is undecided which of the two, that at least it is not worse by the margin."""
+    open_between = group["verdict"] == "undecided" and group["better_or_equivalent"]
+    return "better or equivalent" if open_between else str(group["verdict"])
 
 
 def regret_table(total: dict[str, Any]) -> str:

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from scipy import stats
 from synthetic import changed, run, study
 
-from autolr_ray.compare.intervals import bootstrap_interval, decide, hull, judge, t_interval
+from autolr_ray.compare.intervals import (
+    bootstrap_interval,
+    decide,
+    hull,
+    judge,
+    stratified_interval,
+    t_interval,
+)
 from autolr_ray.compare.statistics import (
     arms_of,
     best_of_runs,
@@ -202,6 +209,52 @@ def test_both_intervals_must_agree(counts: list[int]) -> None:
     if len(differences) <= 4:
         assert found.interval.low == pytest.approx(found.student.low, abs=1e-15)
         assert found.interval.high == pytest.approx(found.student.high, abs=1e-15)
+
+
+def test_stratified_interval_of_one_stratum_is_students() -> None:
+    values = [0.1, 0.4, -0.3, 0.2]
+    one, other = stratified_interval([values]), t_interval(values)
+    assert (one.mean, one.low, one.high) == pytest.approx((other.mean, other.low, other.high))
+
+
+def test_stratified_interval_of_two_is_welchs() -> None:
+    left, right = [0.1, 0.4, -0.3, 0.2], [1.0, 5.0, 2.5]
+    found = stratified_interval([left, [-value for value in right]])
+    welch = stats.ttest_ind(left, right, equal_var=False).confidence_interval(0.95)
+    assert (2 * found.low, 2 * found.high) == pytest.approx((welch.low, welch.high))
+
+
+@pytest.mark.parametrize("strata", [[], [[]], [[0.1, 0.2], [math.nan, 0.1]]])
+def test_stratified_interval_of_nothing_is_nothing(strata: list[list[float]]) -> None:
+    assert math.isnan(stratified_interval(strata).mean)
+
+
+def test_stratified_interval_needs_a_spread_of_each() -> None:
+    found = stratified_interval([[0.1, 0.3], [0.6]])
+    assert found.mean == pytest.approx(0.4)
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+    still = stratified_interval([[0.2, 0.2], [0.4, 0.4]])
+    assert still.low == still.high == still.mean == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "spreads"),
+    [
+        ((3, 3, 3, 3), (1, 1, 1, 1)),
+        ((3, 3, 3, 3), (0.2, 0.3, 0.5, 5)),
+        ((3, 3, 9), (1, 0.2, 1)),
+        ((3, 3), (1, 5)),
+    ],
+)
+def test_stratified_interval_holds_what_it_says(sizes: tuple[int, ...], spreads: tuple[float, ...]) -> None:
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(4000):
+        strata = [rng.normal(scale=sd, size=n).tolist() for n, sd in zip(sizes, spreads, strict=True)]
+        found = stratified_interval(strata)
+        held += found.low <= 0.0 <= found.high
+    assert 0.92 < held / 4000 < 0.98
 
 
 def test_a_long_tail_widens_the_interval_by_the_bootstrap() -> None:
