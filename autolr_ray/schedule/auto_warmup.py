@@ -42,11 +42,14 @@ _DEAR_SWEEP = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class _Leg:
-    """From ``start`` on: ``warmup`` steps linearly up to ``peak_lr``, then the decay."""
+    """From ``start`` on: ``warmup`` steps linearly up to ``peak_lr``, as though there had been ``skipped`` of
+    them before, then the decay.
+    """
 
     start: int
     warmup: int
     peak_lr: float
+    skipped: int = 0
 
     @property
     def turn(self) -> int:
@@ -63,8 +66,9 @@ class AutoWarmup(Schedule):
 
     ``"linear"``: a short exponential sweep from ``min_lr`` to ``max_lr`` (3% of the steps, at least 8, at
     most 64) finds the scale of the learning rate, then weights are put back: to the start, or, where the
-    sweep was more than 5% of all steps and saw a fall, to its lowest loss. A linear warmup over a fifth of
-    what is left goes up to 1.5 times what was found (with an optimizer that changes each layer by the
+    sweep was more than 5% of all steps, to its lowest loss (if it was too short to see a fall: to the last
+    step within the peak to come, and it counts for the warmup). A linear warmup over a fifth of what is left
+    goes up to 1.5 times what was found (with an optimizer that changes each layer by the
     learning rate times its norm, as LAMB does, to ``.25 * sqrt(3 / steps left)``: see
     ``autolr_ray.schedule.layerwise``), and the decay follows. The rule watches until
     ``max_warmup_fraction`` of the steps: whenever the loss has passed its minimum, or three losses in a row
@@ -291,7 +295,7 @@ class AutoWarmup(Schedule):
         if leg is None:
             return self._rising_lr(step)
         if step < leg.turn:
-            return leg.peak_lr * (step - leg.start + 1) / (leg.warmup + 1)
+            return leg.peak_lr * (step - leg.start + leg.skipped + 1) / (leg.warmup + leg.skipped + 1)
         return self._decayed(leg.peak_lr, leg.turn, step)
 
     plot = look_inside.plot
@@ -425,13 +429,20 @@ class AutoWarmup(Schedule):
                         self._unused_optimizer = self._start.optimizer_state()
                 snapshots.take(step, receipt.argmin_step)
                 return receipt
-            learned = verdict in SWEEPS and receipt.argmin_step > 1
-            keep = learned and step > _DEAR_SWEEP * self.total_steps
-            store, at = (snapshots, receipt.argmin_step) if keep else (self._start, 1.0)
-            back = store.restore(at, optimizer=self._unused_optimizer)
+            leg = self._warmup_to(receipt)
+            dear = step > _DEAR_SWEEP * self.total_steps
+            gentle = self._gentle_steps(leg.peak_lr) if dear and verdict is Verdict.NOT_SEEN else 1
+            if gentle > 1:
+                # Nothing was learned, but nothing harmed: up to here it was the beginning of a warmup.
+                back = snapshots.restore(gentle)
+                leg = self._begun(leg, sum(self._rising_lr(i) for i in range(gentle)))
+            else:
+                learned = verdict in SWEEPS and receipt.argmin_step > 1
+                store, at = (snapshots, receipt.argmin_step) if learned and dear else (self._start, 1.0)
+                back = store.restore(at, optimizer=self._unused_optimizer)
             self._start.clear()
             self._unused_optimizer = {}
-            self._begin(step, self._warmup_to(receipt))
+            self._begin(step, leg)
         elif verdict.ends_warmup and verdict is not Verdict.REACHED:
             back = snapshots.restore(receipt.argmin_step)
             lowest = max(self.min_lr, self.final_lr)
@@ -458,6 +469,19 @@ class AutoWarmup(Schedule):
         warmup = min(max(1, int(_LINEAR_SHARE * left)), self.warmup_steps - step)
         target = 1.0 if receipt.verdict is Verdict.LAYERWISE else _TARGET
         return _Leg(step, warmup, min(target * receipt.argmin_lr, self.max_lr))
+
+    def _gentle_steps(self, peak_lr: float) -> int:
+        """How many steps of the sweep ran at no more than ``peak_lr``, of those that have a snapshot."""
+        return max(
+            (step for step in self._near_minimum.steps if self._rising_lr(step - 1) <= peak_lr), default=0
+        )
+
+    @staticmethod
+    def _begun(leg: _Leg, summed: float) -> _Leg:
+        """The leg without its first steps, whose learning rates come to at most ``summed``."""
+        unit = leg.peak_lr / (leg.warmup + 1)
+        skipped = min(int((math.sqrt(1.0 + 8.0 * summed / unit) - 1.0) / 2.0), leg.warmup - 1)
+        return _Leg(leg.start, leg.warmup - skipped, leg.peak_lr, skipped)
 
     def _begin(self, step: int, leg: _Leg) -> None:
         """Watch a new leg, with the sweep's first losses for the level that training starts from."""
@@ -591,7 +615,8 @@ class AutoWarmup(Schedule):
         self.switch_step = state_dict["switch_step"]
         self.rolled_back_to = state_dict["rolled_back_to"]
         self._legs = [
-            _Leg(int(start), int(warmup), float(peak)) for start, warmup, peak in state_dict["legs"]
+            _Leg(int(start), int(warmup), float(peak), *map(int, skipped))  # not in states from before
+            for start, warmup, peak, *skipped in state_dict["legs"]
         ]
         self._positives = int(state_dict["positives"])
         self._last_look = int(state_dict["last_look"])

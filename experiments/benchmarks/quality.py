@@ -14,8 +14,8 @@ AutoWarmup has its defaults in all of them.
 not yet are named as open.
 
 ``--seeds``: the verdict's must have had no part in any choice; ``BURNT`` lists those that had, and the use
-of one is said in the output. Cells of short runs get three times as many, the numbers above. ``--only``:
-cells whose name holds one of the texts.
+of one is said in the output. Cells of short runs get three times as many, from 20 above the first on.
+``--only``: cells whose name holds one of the texts.
 
 One JSON line a cell that is finished, ``{"cell", "batch_size", "budget", "steps", "difference", "seeds",
 "verdict", "arms": {arm: mean test accuracy}, "peak_lrs", "tuned_peak_lr", "cost_share", ...}``; then one for
@@ -52,9 +52,10 @@ from autolr_ray.compare.sweep import run_sweep
 from autolr_ray.files import write_atomically
 from autolr_ray.train.record import RunRecord
 
-BURNT = (*range(4), 10, 20, 21, *range(30, 43))
-"""Seeds that some setting was chosen on, or that a choice was looked at with."""
-MARGIN, CHANCE = 0.005, 0.1
+BURNT = (*range(4), 10, 20, 21, *range(30, 50), *range(53, 66))
+"""Seeds that some setting was chosen on, or that a choice was looked at with. In the cells of short runs that
+holds for 50 to 52, too: they have others (``Cell.study``)."""
+MARGIN, CHANCE, _ASIDE = 0.005, 0.1, 20
 OUT = Path(__file__).resolve().parents[1] / "results" / "quality"
 # Beside this script, and so on its path and the workers'.
 _NETWORKS = {"resnet18": "quality_tasks:{}_resnet18", "vit": "quality_tasks:{}_vit"}
@@ -84,9 +85,9 @@ class Cell:
         return f"{self.data}_{self.network}_{self.optimizer}_b{self.batch_size}_{self.budget}"
 
     def study(self, seeds: Sequence[int]) -> dict[str, Any]:
-        """The study, as a file would have it. With ``repeats`` the seeds go on above those given."""
-        more = (self.repeats - 1) * len(seeds)
-        seeds = [*seeds, *range(max(seeds) + 1, max(seeds) + 1 + more)]
+        """The study, as a file would have it; its seeds are 20 and more above where there are ``repeats``."""
+        if self.repeats > 1:
+            seeds = [seeds[0] + _ASIDE + i for i in range(self.repeats * len(seeds))]
         task = {"task": _DATA[self.data], "model": self.network}
         if self.network in _NETWORKS:
             task = {"task": _NETWORKS[self.network].format(self.data)}
@@ -244,7 +245,7 @@ def bench(
     for found in rows:
         groups[f"batch {found['batch_size']}, {found['budget']}"].append(found)
     lines = [summary(members, name) for name, members in sorted(groups.items())]
-    used = {*seeds, *(seed for found in rows for seed in found["seeds"])}
+    used = {seed for found in rows for seed in found["seeds"]}
     last = {
         "open": list(open_cells), "base_seeds": list(seeds), "burnt_seeds": sorted(used & set(BURNT)),
         "margin": MARGIN,
