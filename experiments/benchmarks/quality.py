@@ -59,6 +59,7 @@ MARGIN, CHANCE, _ASIDE = 0.005, 0.1, 20
 OUT = Path(__file__).resolve().parents[1] / "results" / "quality"
 # Beside this script, and so on its path and the workers'.
 _NETWORKS = {"resnet18": "quality_tasks:{}_resnet18", "vit": "quality_tasks:{}_vit"}
+_OWN_DATA = {"mnist1d": "quality_mnist1d:mnist1d_{}"}
 _DATA = {"fashion": "fashion_mnist_subset", "digits": "digits"}
 # The peaks that the grid starts from; it grows by itself at its edges.
 _PEAKS = {
@@ -88,9 +89,12 @@ class Cell:
         """The study, as a file would have it; its seeds are 20 and more above where there are ``repeats``."""
         if self.repeats > 1:
             seeds = [seeds[0] + _ASIDE + i for i in range(self.repeats * len(seeds))]
-        task = {"task": _DATA[self.data], "model": self.network}
-        if self.network in _NETWORKS:
+        if self.data in _OWN_DATA:
+            task = {"task": _OWN_DATA[self.data].format(self.network)}
+        elif self.network in _NETWORKS:
             task = {"task": _NETWORKS[self.network].format(self.data)}
+        else:
+            task = {"task": _DATA[self.data], "model": self.network}
         return {
             "name": self.name, **task, "seeds": list(seeds), "optimizer": {"name": self.optimizer},
             "batches": [{"size": self.batch_size, "epochs": self.epochs}],
@@ -168,6 +172,17 @@ CELLS = [
         resnet18 adamw         128 middle 40
         cnn_bn   adamp         128 long  200
         mlp      sgd_nesterov 1024 long  2000
+        """,
+    ),
+    *_cells(
+        "mnist1d",
+        """
+        mlp      adamw         128 short   2  3
+        cnn      sgd_nesterov 1024 short  15  3
+        cnn_bn   lamb          128 middle 14
+        mlp      adamp        1024 middle 100
+        cnn      adamw         128 long   70
+        mlp      lamb         1024 long  500
         """,
     ),
 ]
