@@ -259,6 +259,11 @@ class AutoWarmup(Schedule):
         return receipt.reason if receipt is not None else "no test yet"
 
     @property
+    def _went_by_layers(self) -> bool:
+        """The peak came from the steps left, not from the sweep: rank 0 has said so."""
+        return any(receipt.verdict is Verdict.LAYERWISE for receipt in self.receipts)
+
+    @property
     def _watching(self) -> bool:
         """The losses of the steps to come are looked at."""
         if self.warmup == "exponential":
@@ -359,7 +364,7 @@ class AutoWarmup(Schedule):
             self.rule.observe(losses, self._horizon())
             leg = self._legs[-1]
             # Steps of a fixed share of the norm do not run away: a rise near the peak heals by itself.
-            if self._layerwise and step <= leg.turn + leg.warmup:
+            if self._went_by_layers and step <= leg.turn + leg.warmup:
                 self.rule.forgive()
             elif self.lr_at(step - 1) >= _BURST_FROM * leg.peak_lr:
                 self._burst.observe(losses)
@@ -447,7 +452,7 @@ class AutoWarmup(Schedule):
             back = snapshots.restore(receipt.argmin_step)
             lowest = max(self.min_lr, self.final_lr)
             # There the learning rate at the minimum was not too high in itself.
-            back_off = 1.0 if self._layerwise and len(self._legs) == 1 else _BACK_OFF
+            back_off = 1.0 if self._went_by_layers and len(self._legs) == 1 else _BACK_OFF
             self._begin(step, _Leg(step, 0, max(back_off * receipt.argmin_lr, lowest)))
         else:
             snapshots.take(step, receipt.argmin_step, receipt.earliest_step)

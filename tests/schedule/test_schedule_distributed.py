@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from schedule_helpers import (
+    OPTIMIZERS,
     assert_same,
     backward_on_batch,
     dummy_optimizer,
@@ -94,10 +95,10 @@ def swept_losses(rank):
     return (np.array([2.3, 2.3, 2.3, 2.2, 1.9, 1.3, 40.0, *fall]) + own).tolist()
 
 
-def sweep(rank):
+def sweep(rank, optimizers=(OPTIMIZERS["adamw"],) * RANKS):
     """A linear warmup of each rank's own weights."""
     model = small_net(True, seed=rank)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0)
+    optimizer = optimizers[rank](model.parameters())
     scheduler = AutoWarmup(optimizer, TOTAL, model=model)
     past, rates, found = {}, [], None
     for step, loss in enumerate(swept_losses(rank)):
@@ -168,6 +169,7 @@ def work(rank, folder):
         "resume": resume(rank),
         "train": train(rank),
         "sweep": sweep(rank),
+        "layers": sweep(rank, (OPTIMIZERS["lamb"], OPTIMIZERS["adamw"])),
         "collectives": count_collectives(rank),
         "drained": drained(rank),
     }
@@ -242,6 +244,12 @@ def test_ranks_sweep_and_go_back_together(ranks):
     assert verdicts[0] == Verdict.SWEPT.name
     assert Verdict.PASSED.name in verdicts
     assert ranks[0]["sweep"]["rolled_back_to"] > 7
+
+
+def test_rank_zero_says_whether_the_peak_comes_from_the_steps_left(ranks):
+    """Shards of weights may not show it."""
+    assert_same(ranks[0]["layers"], ranks[1]["layers"])
+    assert ranks[0]["layers"]["verdicts"][0] == Verdict.LAYERWISE.name
 
 
 def test_one_reduction_and_one_broadcast_per_look(ranks):
