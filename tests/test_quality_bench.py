@@ -146,6 +146,8 @@ def test_runs_of_a_cell_that_is_open_are_kept(quality, tmp_path):
 def test_a_seed_that_had_a_part_in_a_choice_is_said(quality):
     rows = [json.loads(line) for line in (RESULTS / "quality.jsonl").read_text().splitlines()]
     cells = [row for row in rows if "cell" in row]
-    assert quality.bench(cells, [], [999])[-1]["burnt_seeds"] == []
-    assert quality.bench(cells, [], [*quality.BURNT[:2], 999])[-1]["burnt_seeds"] == list(quality.BURNT[:2])
-    assert "are no verdict" in quality.quality_page.page(cells, quality.bench(cells, [], quality.BURNT))
+    fresh = [cell | {"seeds": [999]} for cell in cells]
+    assert quality.bench(fresh, [], [999])[-1]["burnt_seeds"] == []
+    burnt = [*fresh[1:], fresh[0] | {"seeds": [*quality.BURNT[:2], 999]}]
+    assert quality.bench(burnt, [], [999])[-1]["burnt_seeds"] == list(quality.BURNT[:2])
+    assert "are no verdict" in quality.quality_page.page(burnt, quality.bench(burnt, [], [999]))

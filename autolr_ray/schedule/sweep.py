@@ -21,8 +21,9 @@ _EXPLOSION = 5.0
 # A fall counts from so many of them: of sweeps of eight losses that are nothing but noise, 8% fall that far
 # (30% as far as one).
 _FALL = 2.0
-# Measured where both are seen: a twentieth to a thirty-fifth.
-_BELOW_EXPLOSION = 1 / 30
+# Where no fall is seen. Below an explosion, measured where both are: a twentieth to a thirty-fifth. Without a
+# rise a rate has done no harm: 1.5 times as high as this is how far the warmup goes.
+_BELOW_EXPLOSION, _BELOW_HARMLESS = 1 / 30, 2 / 3
 
 
 def sweep_steps(total_steps: int) -> int:
@@ -131,7 +132,8 @@ class Sweep:
 
         Where no loss was lower than the first ones by more than noise, the steps were too few to learn
         anything. Then it is a thirtieth of the highest rate whose loss was seen: so far below an explosion
-        lies the result where there is a fall.
+        lies the result where there is a fall. If the last loss is no higher than the first ones by more than
+        noise either, two thirds of that rate.
 
         Args:
             rates: [len(losses)] learning rates of the steps.
@@ -144,7 +146,8 @@ class Sweep:
             weights = np.clip((self.level - losses[1:]) / (self.level - losses.min()), 0.0, 1.0) ** 2
         else:
             highest = float(rates[len(losses) - 2]) if self.any_finite and len(losses) > 1 else 0.0
-            return max(_BELOW_EXPLOSION * highest, float(rates.min()))
+            harmless = losses[-1] - self.level <= _FALL * self.noise
+            return max((_BELOW_HARMLESS if harmless else _BELOW_EXPLOSION) * highest, float(rates.min()))
         if not weights.sum() > 0.0:
             return float(rates.min())
         mean = np.exp((weights * np.log(rates[: len(weights)])).sum() / weights.sum())

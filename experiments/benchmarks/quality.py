@@ -54,8 +54,9 @@ from autolr_ray.train.record import RunRecord
 
 BURNT = (*range(4), 10, 20, 21, *range(30, 50), *range(53, 66))
 """Seeds that some setting was chosen on, or that a choice was looked at with. In the cells of short runs that
-holds for 50 to 52, too: they have others (``Cell.study``)."""
-MARGIN, CHANCE, _ASIDE = 0.005, 0.1, 20
+holds for 50 to 52, too: they have others (``Cell.aside``), and MNIST-1D's CNN, whose 70 to 78 were looked at,
+has others again."""
+MARGIN, CHANCE = 0.005, 0.1
 OUT = Path(__file__).resolve().parents[1] / "results" / "quality"
 # Beside this script, and so on its path and the workers'.
 _NETWORKS = {"resnet18": "quality_tasks:{}_resnet18", "vit": "quality_tasks:{}_vit"}
@@ -79,6 +80,7 @@ class Cell:
     budget: str
     epochs: int
     repeats: int = 1
+    aside: int = 20
 
     @property
     def name(self) -> str:
@@ -86,9 +88,9 @@ class Cell:
         return f"{self.data}_{self.network}_{self.optimizer}_b{self.batch_size}_{self.budget}"
 
     def study(self, seeds: Sequence[int]) -> dict[str, Any]:
-        """The study, as a file would have it; its seeds are 20 and more above where there are ``repeats``."""
+        """The study, as a file would have it; with ``repeats`` its seeds lie ``aside`` above."""
         if self.repeats > 1:
-            seeds = [seeds[0] + _ASIDE + i for i in range(self.repeats * len(seeds))]
+            seeds = [seeds[0] + self.aside + i for i in range(self.repeats * len(seeds))]
         if self.data in _OWN_DATA:
             task = {"task": _OWN_DATA[self.data].format(self.network)}
         elif self.network in _NETWORKS:
@@ -122,14 +124,14 @@ class Cell:
 
 
 def _cells(data: str, rows: str) -> list[Cell]:
-    """Rows of network, optimizer, batch size, budget, epochs and, where it is not 1, repeats."""
+    """Rows of network, optimizer, batch size, budget, epochs and, if need be, repeats and aside."""
     cells = []
     for row in rows.strip().splitlines():
-        network, optimizer, size, budget, epochs, *repeats = row.split()
+        network, optimizer, size, budget, epochs, *more = row.split()
         cells.append(
             Cell(
                 data=data, network=network, optimizer=optimizer, batch_size=int(size), budget=budget,
-                epochs=int(epochs), repeats=int(*repeats) or 1,
+                epochs=int(epochs), **dict(zip(("repeats", "aside"), map(int, more), strict=False)),
             )
         )  # fmt: skip
     return cells
@@ -178,7 +180,7 @@ CELLS = [
         "mnist1d",
         """
         mlp      adamw         128 short   2  3
-        cnn      sgd_nesterov 1024 short  15  3
+        cnn      sgd_nesterov 1024 short  15  3 40
         cnn_bn   lamb          128 middle 14
         mlp      adamp        1024 middle 100
         cnn      adamw         128 long   70

@@ -75,19 +75,19 @@ def test_the_rate_is_between_those_that_brought_the_loss_down():
 
 
 @pytest.mark.parametrize(
-    "losses",
+    ("losses", "share"),
     [
-        [2.0] * 8,
-        [2.0, 2.0, 2.01, 2.0, 2.01, 9.0],
-        [2.0, 2.02, 2.0, 2.01, 1.99, 2.03, 2.02, 2.0],  # noise is no fall
-        [2.0, NAN, NAN, NAN, NAN],
+        ([2.0] * 8, 2 / 3),
+        ([2.0, 2.0, 2.01, 2.0, 2.01, 9.0], 1 / 30),
+        ([2.0, 2.02, 2.0, 2.01, 1.99, 2.03, 2.02, 2.0], 2 / 3),  # noise is no fall
+        ([2.0, NAN, NAN, NAN, NAN], 1 / 30),
     ],
 )
-def test_without_a_fall_far_below_the_highest_rate_whose_loss_was_seen(losses):
+def test_without_a_fall_by_the_highest_rate_whose_loss_was_seen(losses, share):
     sweep = swept(losses)
     assert not sweep.improved
     seen = RATES[len(losses) - 2]  # what the last one does is not seen
-    assert sweep.lr(RATES[: len(losses)]) == pytest.approx(seen / 30)
+    assert sweep.lr(RATES[: len(losses)]) == pytest.approx(share * seen)
 
 
 @pytest.mark.parametrize(("steps", "share"), [(8, 0.1), (12, 0.06), (64, 0.01)])
@@ -375,7 +375,7 @@ def test_a_fall_that_the_sweep_was_too_short_to_see():
     sweep = run.schedule.receipts[0]
     assert sweep.verdict is Verdict.NOT_SEEN
     assert not sweep.verdict.ends_warmup
-    assert sweep.argmin_lr == pytest.approx(run.rates[6] / 30)
+    assert sweep.argmin_lr == pytest.approx(run.rates[6] / 1.5)  # it has done no harm
     assert 1 < sweep.rolled_back_to < sweep.step
     assert run.schedule.decision.verdict is Verdict.REACHED
     assert run.schedule.peak_lr == pytest.approx(1.5 * sweep.argmin_lr)
@@ -495,7 +495,16 @@ def unseen(total):
     while not run.schedule._legs:
         run.step()
     assert run.schedule.receipts[0].verdict is Verdict.NOT_SEEN
+    assert run.schedule.receipts[0].argmin_lr == pytest.approx(run.rates[run.t - 2] / 30)
     return run
+
+
+@pytest.mark.parametrize(
+    ("last", "share"), [(2.30, 2 / 3), (2.32, 2 / 3), (2.38, 1 / 30), (INF, 1 / 30), (NAN, 1 / 30)]
+)
+def test_the_rate_that_did_no_harm_is_taken(last, share):
+    losses = [2.30, 2.31, 2.30, 2.29, 2.30, 2.31, 2.30, last]
+    assert swept(losses).lr(RATES[:8]) == pytest.approx(share * RATES[6])
 
 
 def test_a_dear_sweep_that_saw_no_fall_is_the_beginning_of_the_warmup():
