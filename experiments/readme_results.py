@@ -41,10 +41,10 @@ def section() -> str:
 
 
 def _bench() -> str:
-    """What the bench over many cells says: its first sentence, the groups' table, the picture."""
+    """What the bench over many cells says: its first sentence, the groups' table, the regrets, the picture."""
     folder = BENCH.relative_to(ROOT).as_posix()
     text = (BENCH / "summary.md").read_text(encoding="utf-8").rstrip()
-    _, headline, groups, *rest = text.split("\n\n")
+    _, headline, groups, regrets, *rest = text.split("\n\n")
     warnings = [part for part in rest if part.startswith("Seeds")]
     return "\n\n".join(
         [
@@ -52,6 +52,7 @@ def _bench() -> str:
             f"([summary]({folder}/summary.md)): {headline}",
             *warnings,
             groups,
+            regrets,
             f"![Difference to the tuned baseline, cell by cell]({folder}/difference.png)\n",
         ]
     )

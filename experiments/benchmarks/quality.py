@@ -18,10 +18,12 @@ of one is said in the output. Cells of short runs get three times as many, from 
 ``--only``: cells whose name holds one of the texts.
 
 One JSON line a cell that is finished, ``{"cell", "batch_size", "budget", "steps", "difference", "seeds",
-"verdict", "arms": {arm: mean test accuracy}, "peak_lrs", "tuned_peak_lr", "cost_share", ...}``; then one for
-each batch size x budget, and a last one over all: the mean difference with its 95% interval over cells and
-over seeds, mean regret of each untuned arm to the best arm of each cell, tuned or not, share of the
-baseline's device time, and how many runs of AutoWarmup ended at chance level.
+"verdict", "arms": {arm: mean test accuracy}, "peak_lrs", "tuned_peak_lr", "cost_share", "run_share", ...}``:
+AutoWarmup's part of the baseline's device time, and of its runs, all of the same number of steps, which the
+load of the machine leaves alone; then one for each batch size x budget and for each data set, and a last one
+over all: the mean difference with its 95% interval over cells and over seeds, mean regret of each untuned arm
+to the best arm of each cell, tuned or not, the two shares, and how many runs of AutoWarmup ended at chance
+level.
 """
 
 from __future__ import annotations
@@ -219,7 +221,7 @@ def row(cell: Cell, study: Study, records: Sequence[RunRecord]) -> dict[str, Any
     assert found is not None
     ours = [r for r in records if r.arm == study.candidate]
     return {
-        "cell": cell.name, "batch_size": cell.batch_size, "budget": cell.budget,
+        "cell": cell.name, "data": cell.data, "batch_size": cell.batch_size, "budget": cell.budget,
         "steps": ours[0].total_steps, "difference": found.difference.mean, "seeds": list(found.seeds),
         "differences": list(found.paired.differences), "verdict": found.verdict.word,
         "interval": [found.paired.interval.low, found.paired.interval.high],
@@ -227,6 +229,7 @@ def row(cell: Cell, study: Study, records: Sequence[RunRecord]) -> dict[str, Any
         "peak_lrs": list(found.candidate.peak_lrs), "tuned_peak_lr": found.baseline.peak_lrs[0],
         "tuned_point": found.baseline.point,
         "cost_share": found.candidate.seconds_per_seed / found.baseline.seconds_per_seed,
+        "run_share": len(ours) / sum(r.arm == study.baseline for r in records),
         "failed_runs": sum(not r.test_accuracy > 1.5 * CHANCE for r in ours),
     }  # fmt: skip
 
@@ -250,6 +253,7 @@ def summary(rows: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
             for arm in sorted(untuned)
         },
         "cost_share": math.fsum(r["cost_share"] for r in rows) / len(rows),
+        "run_share": math.fsum(r["run_share"] for r in rows) / len(rows),
         "failed_runs": sum(r["failed_runs"] for r in rows),
     }  # fmt: skip
 
@@ -258,10 +262,11 @@ def bench(
     rows: Sequence[dict[str, Any]], open_cells: Sequence[str], seeds: Sequence[int]
 ) -> list[dict[str, Any]]:
     """The lines after the cells': the groups', and the last one."""
-    groups = defaultdict(list)
+    groups, sets = defaultdict(list), defaultdict(list)
     for found in rows:
         groups[f"batch {found['batch_size']}, {found['budget']}"].append(found)
-    lines = [summary(members, name) for name, members in sorted(groups.items())]
+        sets[f"on {found['data']}"].append(found)
+    lines = [summary(members, name) for name, members in (*sorted(groups.items()), *sorted(sets.items()))]
     used = {seed for found in rows for seed in found["seeds"]}
     last = {
         "open": list(open_cells), "base_seeds": list(seeds), "burnt_seeds": sorted(used & set(BURNT)),

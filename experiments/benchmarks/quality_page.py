@@ -43,7 +43,8 @@ def headline(total: dict[str, Any]) -> str:
         f"{_points(total['difference'])} points "
         f"({_interval(total['over_cells'])} over cells, "
         f"{_interval(total['over_seeds'])} over seeds), {_verdict(total)} at a margin of "
-        f"{100 * total['margin']:g}; {100 * total['cost_share']:.0f} % of the device time; "
+        f"{100 * total['margin']:g}; {100 * total['run_share']:.0f} % of the runs, "
+        f"{100 * total['cost_share']:.0f} % of the device time; "
         f"runs that ended at chance level: {total['failed_runs']}."
     )
 
@@ -51,11 +52,12 @@ def headline(total: dict[str, Any]) -> str:
 def group_table(groups: Sequence[dict[str, Any]]) -> str:
     """A row for each batch size x budget."""
     return _table(
-        ("Group", "Cells", "Difference", "95 % over seeds", "Verdict", "Device time", "At chance"),
+        ("Group", "Cells", "Difference", "95 % over seeds", "Verdict", "Runs", "Device time", "At chance"),
         [
             (
                 group["group"], str(group["cells"]), _points(group["difference"]),
-                _interval(group["over_seeds"]), _verdict(group), f"{100 * group['cost_share']:.0f} %",
+                _interval(group["over_seeds"]), _verdict(group), f"{100 * group['run_share']:.0f} %",
+                f"{100 * group['cost_share']:.0f} %",
                 str(group["failed_runs"]),
             )
             for group in groups
