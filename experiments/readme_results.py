@@ -41,7 +41,7 @@ def section() -> str:
 
 
 def _bench() -> str:
-    """What the bench over many cells says: its first sentence, the groups' table, the regrets, the picture."""
+    """What the bench over many cells says: its first sentence, groups, regrets, the picture."""
     folder = BENCH.relative_to(ROOT).as_posix()
     text = (BENCH / "summary.md").read_text(encoding="utf-8").rstrip()
     _, headline, groups, regrets, *rest = text.split("\n\n")

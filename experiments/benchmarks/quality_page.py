@@ -131,7 +131,9 @@ def picture(rows: Sequence[dict[str, Any]]) -> bytes:
     axes.set_xlabel("auto_warmup minus tuned linear_warmup, test accuracy, points (dots: seeds)")
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
-    axes.legend(unique.values(), unique.keys(), fontsize=8, loc="lower left", frameon=False)
+    figure.legend(
+        unique.values(), unique.keys(), fontsize=8, loc="outside lower center", ncols=5, frameon=False
+    )
     axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
