@@ -84,7 +84,7 @@ def stratified_interval(strata: Sequence[Sequence[float]]) -> Interval:
     freedom = math.fsum(parts) ** 2 / math.fsum(
         part**2 / (len(values) - 1) for part, values in zip(parts, strata, strict=True)
     )
-    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom)) * math.sqrt(math.fsum(parts)) / len(strata)
+    half = _quantile(freedom) * math.sqrt(math.fsum(parts)) / len(strata)
     return Interval(mean=mean, low=mean - half, high=mean + half)
 
 
@@ -168,5 +168,5 @@ def check_margin(margin: float) -> None:
 
 
 @functools.cache
-def _quantile(freedom: int) -> float:
+def _quantile(freedom: float) -> float:
     return float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom))

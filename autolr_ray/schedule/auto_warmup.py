@@ -261,7 +261,7 @@ class AutoWarmup(Schedule):
     @property
     def _went_by_layers(self) -> bool:
         """The peak came from the steps left, not from the sweep: rank 0 has said so."""
-        return any(receipt.verdict is Verdict.LAYERWISE for receipt in self.receipts)
+        return bool(self.receipts) and self.receipts[0].verdict is Verdict.LAYERWISE
 
     @property
     def _watching(self) -> bool:
@@ -442,8 +442,8 @@ class AutoWarmup(Schedule):
                 back = snapshots.restore(gentle)
                 leg = self._begun(leg, sum(self._rising_lr(i) for i in range(gentle)))
             else:
-                learned = verdict in SWEEPS and receipt.argmin_step > 1
-                store, at = (snapshots, receipt.argmin_step) if learned and dear else (self._start, 1.0)
+                learned = dear and receipt.argmin_step > 1
+                store, at = (snapshots, receipt.argmin_step) if learned else (self._start, 1.0)
                 back = store.restore(at, optimizer=self._unused_optimizer)
             self._start.clear()
             self._unused_optimizer = {}

@@ -65,7 +65,7 @@ class Verdict(enum.Enum):
     @property
     def ends_warmup(self) -> bool:
         """Whether the learning rate stops rising."""
-        return self is not Verdict.WATCHED and self not in (Verdict.RISING, *SWEEPS)
+        return self not in (Verdict.RISING, Verdict.WATCHED, *SWEEPS)
 
 
 SWEEPS = (Verdict.SWEPT, Verdict.NOT_SEEN, Verdict.LAYERWISE)

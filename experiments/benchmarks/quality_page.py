@@ -50,7 +50,7 @@ def headline(total: dict[str, Any]) -> str:
 
 
 def group_table(groups: Sequence[dict[str, Any]]) -> str:
-    """A row for each batch size x budget."""
+    """A row for each batch size x budget and for each data set."""
     return _table(
         ("Group", "Cells", "Difference", "95 % over seeds", "Verdict", "Runs", "Device time", "At chance"),
         [

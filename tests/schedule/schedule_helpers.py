@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import io
 import math
@@ -16,6 +17,9 @@ import torch
 from numpy.typing import NDArray
 from timm.optim import AdamP, Lamb
 from torch import nn
+
+from autolr_ray.schedule import AutoWarmup
+from autolr_ray.schedule.switch import SWEEPS
 
 Array = NDArray[np.float64]
 ROOT = Path(__file__).resolve().parents[2]
@@ -171,3 +175,63 @@ class DenseGaussianProcess:
         return 0.5 * float(
             residual @ self.solve(residual) + log_determinant + len(self.y) * math.log(2 * math.pi)
         )
+
+
+class Run:
+    """A small network, trained for real on losses that are made up.
+
+    The sweep's fall from 2.3 to 1.3 at the rate ``best`` and explode at ``explodes`` times that. After it
+    they fall from 2.3 towards .5, and are ``blown`` in the steps named by ``blows``. The optimizer leaves out
+    those named by ``skipped``, as a gradient scaler does.
+    """
+
+    def __init__(
+        self, total=100, name="adamw", best=1e-2, explodes=4.0, blows=(), blown=30.0, skipped=(), **settings
+    ):
+        self.model = small_net(batch_norm=True)
+        self.optimizer = OPTIMIZERS[name](self.model.parameters())
+        self.total, self.best, self.explodes = total, best, explodes
+        self.blows, self.blown, self.skipped = blows, blown, skipped
+        self.schedule = AutoWarmup(self.optimizer, total, model=self.model, **settings)
+        self.rates, self.past, self.t = [], [everything(self.model, self.optimizer)], 0
+
+    def loss(self):
+        noise = 0.01 * math.sin(12.9898 * self.t)
+        if not self.schedule._legs:
+            lr = self.rates[-2] if len(self.rates) > 1 else 0.0
+            if lr >= self.explodes * self.best:
+                return 50.0
+            return 2.3 - 1.0 / (1.0 + (self.best / max(lr, 1e-12)) ** 2) + noise
+        if self.t in self.blows:
+            return self.blown
+        return 0.5 + 1.8 * math.exp(-(self.t - self.schedule._legs[0].start) / 10.0) + noise
+
+    def step(self):
+        backward_on_batch(self.model, self.t)
+        self.rates.append(self.schedule.get_last_lr()[0])
+        if self.t not in self.skipped:
+            self.optimizer.step()
+        self.past.append(everything(self.model, self.optimizer))
+        self.schedule.step(self.loss())
+        self.t += 1
+
+    def until(self, t):
+        while self.t < t:
+            self.step()
+        return self
+
+    def end(self):
+        return self.until(self.total)
+
+    @property
+    def swept(self):
+        return next(r for r in self.schedule.receipts if r.verdict in SWEEPS)
+
+
+def runs_of_older_state(change, make=Run, t=20):
+    """A run after ``t`` steps, and one like it that took up its state, made older by ``change``."""
+    run, other = make().until(t), make().until(t)
+    state = copy.deepcopy(run.schedule.state_dict())
+    change(state)
+    other.schedule.load_state_dict(state)
+    return run, other

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from schedule_helpers import OPTIMIZERS, assert_same, backward_on_batch, small_net
+from schedule_helpers import OPTIMIZERS, Run, assert_same, backward_on_batch, runs_of_older_state, small_net
 from timm.optim import Lamb
 from torch import nn
 
@@ -103,42 +103,14 @@ def test_the_peak_is_that_of_a_walk_of_a_quarter(steps):
 # --- AutoWarmup ----------------------------------------------------------------------------------
 
 
-class Run:
-    """A small network, trained for real by ``make``'s optimizer; losses made up, the sweep's with a fall."""
-
-    def __init__(self, make=lamb, total=100, skipped=(), blows=(), **settings):
-        torch.manual_seed(0)
-        self.model = small_net(batch_norm=True)
-        self.optimizer = make(self.model.parameters())
-        self.schedule = AutoWarmup(self.optimizer, total, model=self.model, **settings)
-        self.skipped, self.blows, self.rates, self.t = skipped, blows, [], 0
-
-    def until(self, t):
-        while self.t < t:
-            backward_on_batch(self.model, self.t)
-            lr = self.schedule.get_last_lr()[0]
-            self.rates.append(lr)
-            if self.t not in self.skipped:
-                self.optimizer.step()
-            noise = 0.01 * math.sin(12.9898 * self.t)
-            past = self.rates[-2] if self.t else 0.0
-            loss = 2.3 - 1.0 / (1.0 + (0.01 / max(past, 1e-12)) ** 2)
-            if legs := self.schedule._legs:
-                loss = (
-                    30.0 if self.t in self.blows else 0.5 + 1.8 * math.exp(-(self.t - legs[0].start) / 10.0)
-                )
-            self.schedule.step(loss + noise)
-            self.t += 1
-        return self
-
-    @property
-    def sweep(self):
-        return next(r for r in self.schedule.receipts if not r.verdict.ends_warmup)
+def by_layers(**settings):
+    """A run with LAMB whose sweep goes to its end."""
+    return Run(name="lamb", explodes=math.inf, **settings)
 
 
 def test_the_peak_comes_from_the_steps_left():
-    run = Run().until(100)
-    sweep = run.sweep
+    run = by_layers().until(100)
+    sweep = run.swept
     assert sweep.verdict is Verdict.LAYERWISE
     assert sweep.argmin_lr == run.schedule.peak_lr == max(run.rates[sweep.step :])
     assert run.schedule.peak_lr == pytest.approx(0.25 * math.sqrt(3 / (100 - sweep.step)))
@@ -153,12 +125,12 @@ def passed(run):
 @pytest.mark.parametrize("blows", [range(15, 20), range(20, 38)])
 def test_a_rise_near_the_peak_is_left_to_heal(blows):
     # The warmup takes 18 steps, from 8 to 26.
-    assert not passed(Run(blows=blows).until(100))
-    assert passed(Run(OPTIMIZERS["adamw"], blows=blows).until(100))
+    assert not passed(by_layers(blows=blows).until(100))
+    assert passed(Run(explodes=math.inf, blows=blows).until(100))
 
 
 def test_a_loss_that_stays_up_goes_back_at_the_whole_learning_rate_then_at_half():
-    run = Run(blows=range(24, 100)).until(100)
+    run = by_layers(blows=range(24, 100)).until(100)
     first, *later = passed(run)
     assert 44 < first.step <= 50
     assert first.rolled_back_to < 26
@@ -168,28 +140,28 @@ def test_a_loss_that_stays_up_goes_back_at_the_whole_learning_rate_then_at_half(
 
 
 def test_others_go_by_the_sweep():
-    run = Run(OPTIMIZERS["adamw"]).until(30)
-    assert run.sweep.verdict is Verdict.SWEPT
-    assert run.schedule.peak_lr == pytest.approx(1.5 * run.sweep.argmin_lr)
+    run = Run(explodes=math.inf).until(30)
+    assert run.swept.verdict is Verdict.SWEPT
+    assert run.schedule.peak_lr == pytest.approx(1.5 * run.swept.argmin_lr)
 
 
 def test_steps_that_a_scaler_leaves_out_are_waited_for():
-    run = Run(skipped=(1, 2, 3))
+    run = by_layers(skipped=(1, 2, 3))
     for t, known in ((1, None), (2, None), (4, None), (5, True)):
         assert run.until(t).schedule._layerwise is known
-    assert run.until(30).sweep.verdict is Verdict.LAYERWISE
+    assert run.until(30).swept.verdict is Verdict.LAYERWISE
 
 
 def test_no_peak_above_max_lr():
-    assert max(Run(max_lr=0.02).until(100).rates) <= 0.02
+    assert max(by_layers(max_lr=0.02).until(100).rates) <= 0.02
 
 
 def test_what_was_seen_is_in_the_state():
-    whole = Run().until(40)
-    run = Run().until(4)
+    whole = by_layers().until(40)
+    run = by_layers().until(4)
     state, model = copy.deepcopy(run.schedule.state_dict()), copy.deepcopy(run.model.state_dict())
     optimizer = copy.deepcopy(run.optimizer.state_dict())
-    again = Run()
+    again = by_layers()
     again.model.load_state_dict(model)
     again.optimizer.load_state_dict(optimizer)
     again.schedule.load_state_dict(state)
@@ -200,17 +172,13 @@ def test_what_was_seen_is_in_the_state():
 
 
 def test_a_state_from_before_it_was_looked_at_goes_on():
-    run = Run().until(4)
-    state = copy.deepcopy(run.schedule.state_dict())
-    del state["layerwise"]
-    other = Run().until(4)
-    other.schedule.load_state_dict(state)
+    _, other = runs_of_older_state(lambda state: state.pop("layerwise"), by_layers, 4)
     assert other.schedule._layerwise is None
     assert other.until(100).schedule.get_last_lr() == [0.0]
 
 
 def test_wrapped_networks_have_the_same_names():
-    run = Run()
+    run = by_layers()
     wrapped = nn.DataParallel(run.model)
     schedule = AutoWarmup(run.optimizer, 100, model=wrapped)
     for t in range(2):

@@ -10,17 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from schedule_helpers import (
     OPTIMIZERS,
+    Run,
     assert_same,
-    backward_on_batch,
     dummy_optimizer,
     everything,
+    runs_of_older_state,
     saved_and_loaded,
     small_net,
 )
 
 from autolr_ray.schedule import AutoWarmup, DivergenceError, DivergenceWarning, RobustRule, Verdict
 from autolr_ray.schedule.sweep import Sweep, momentum_share, sweep_steps
-from autolr_ray.schedule.switch import SWEEPS
 
 NAN, INF = math.nan, math.inf
 RATES = np.geomspace(1e-5, 1.0, 8)
@@ -153,52 +153,6 @@ def test_property_the_rate_is_one_that_was_tried_or_between(losses):
 
 
 # --- the schedule --------------------------------------------------------------------------------
-
-
-class Run:
-    """A small network, trained for real on losses that are made up.
-
-    The sweep's fall from 2.3 to 1.3 at the rate ``best`` and explode at the next. After it they fall from 2.3
-    towards ``floor`` over ``fall`` steps, and are ``blown`` in the steps named by ``blows``.
-    """
-
-    def __init__(self, total=100, name="adamw", best=1e-2, blows=(), blown=30.0, **settings):
-        self.model = small_net(batch_norm=True)
-        self.optimizer = OPTIMIZERS[name](self.model.parameters())
-        self.total, self.best, self.blows, self.blown = total, best, blows, blown
-        self.schedule = AutoWarmup(self.optimizer, total, model=self.model, **settings)
-        self.rates, self.past, self.t = [], [everything(self.model, self.optimizer)], 0
-
-    def loss(self):
-        noise = 0.01 * math.sin(12.9898 * self.t)
-        if not self.schedule._legs:
-            lr = self.rates[-2] if len(self.rates) > 1 else 0.0
-            return (
-                2.3 - 1.0 / (1.0 + (self.best / max(lr, 1e-12)) ** 2) + noise if lr < 4 * self.best else 50.0
-            )
-        if self.t in self.blows:
-            return self.blown
-        return 0.5 + 1.8 * math.exp(-(self.t - self.schedule._legs[0].start) / 10.0) + noise
-
-    def step(self):
-        backward_on_batch(self.model, self.t)
-        self.rates.append(self.schedule.get_last_lr()[0])
-        self.optimizer.step()
-        self.past.append(everything(self.model, self.optimizer))
-        self.schedule.step(self.loss())
-        self.t += 1
-
-    def until(self, t):
-        while self.t < t:
-            self.step()
-        return self
-
-    def end(self):
-        return self.until(self.total)
-
-    @property
-    def swept(self):
-        return next(r for r in self.schedule.receipts if r.verdict in SWEEPS)
 
 
 def test_a_whole_run():
@@ -476,11 +430,7 @@ def test_the_loss_on_its_own_is_watched_without_a_model():
 
 
 def test_a_state_from_before_bursts_were_counted_goes_on():
-    run = Run().until(20)
-    state = copy.deepcopy(run.schedule.state_dict())
-    del state["burst"]
-    other = Run().until(20)
-    other.schedule.load_state_dict(state)
+    run, other = runs_of_older_state(lambda state: state.pop("burst"))
     assert other.schedule.get_last_lr() == run.schedule.get_last_lr()
     assert other.end().schedule.get_last_lr() == [0.0]
 
@@ -534,9 +484,5 @@ def test_a_cheap_sweep_that_saw_no_fall_is_thrown_away():
 
 
 def test_a_state_with_legs_from_before_steps_were_skipped_goes_on():
-    run = Run().until(20)
-    state = copy.deepcopy(run.schedule.state_dict())
-    state["legs"] = [leg[:3] for leg in state["legs"]]
-    other = Run().until(20)
-    other.schedule.load_state_dict(state)
+    run, other = runs_of_older_state(lambda state: state.update(legs=[leg[:3] for leg in state["legs"]]))
     assert other.end().rates == run.end().rates
