@@ -17,6 +17,8 @@ from autolr_ray.schedule.burst import Burst
 from autolr_ray.schedule.decay import Decay, get_decay
 from autolr_ray.schedule.divergence import ON_DIVERGENCE, report_divergence
 from autolr_ray.schedule.layerwise import is_layerwise, layerwise_peak
+from autolr_ray.schedule.leg import Leg
+from autolr_ray.schedule.pace import Pace
 from autolr_ray.schedule.pending import PendingLosses, from_rank_zero, is_distributed
 from autolr_ray.schedule.receipt import Receipt
 from autolr_ray.schedule.robust_rule import RobustRule
@@ -40,23 +42,6 @@ _BURST_FROM = 0.4
 _DEAR_SWEEP = 0.05
 
 
-@dataclasses.dataclass(frozen=True)
-class _Leg:
-    """From ``start`` on: ``warmup`` steps linearly up to ``peak_lr``, as though there had been ``skipped`` of
-    them before, then the decay.
-    """
-
-    start: int
-    warmup: int
-    peak_lr: float
-    skipped: int = 0
-
-    @property
-    def turn(self) -> int:
-        """The step that has ``peak_lr``, from which it falls."""
-        return self.start + self.warmup
-
-
 class AutoWarmup(Schedule):
     r"""AutoWU (Kim et al. 2021, arXiv 2107.05855): no learning rate to choose.
 
@@ -70,11 +55,12 @@ class AutoWarmup(Schedule):
     step within the peak to come, and it counts for the warmup). A linear warmup over a fifth of what is left
     goes up to 1.5 times what was found (with an optimizer that changes each layer by the
     learning rate times its norm, as LAMB does, to ``.25 * sqrt(3 / steps left)``: see
-    ``autolr_ray.schedule.layerwise``), and the decay follows. The rule watches until
-    ``max_warmup_fraction`` of the steps: whenever the loss has passed its minimum, or three losses in a row
-    lie far above it, training goes on from there, the decay starting at half of the learning rate that it
-    had there (with LAMB and its like only after as many steps of the decay as the warmup had, and the first
-    time at the whole of it).
+    ``autolr_ray.schedule.layerwise``). As long as the loss still falls there as it has all along, the
+    learning rate goes on rising (see ``autolr_ray.schedule.pace``), then the decay follows. The rule watches
+    until ``max_warmup_fraction`` of the steps: whenever the loss has passed its minimum, or three losses in a
+    row lie far above it, training goes on from there, the decay starting at half of the learning rate that it
+    had there (the first time at the whole of it where the learning rate had gone on rising, and with LAMB and
+    its like, where rises do not count until as many steps after the peak as it took to come there).
 
     ``"exponential"`` (the original): step ``t`` runs at ``min_lr * (max_lr / min_lr) ** (t / W)``, over at
     most ``W = max_warmup_fraction * total_steps`` steps; after the minimum the decay starts from the
@@ -203,11 +189,12 @@ class AutoWarmup(Schedule):
         if model is not None and rollback is not False:
             self._snapshots = SnapshotStore(model, optimizer, scaler=scaler, place=snapshot_device)
             self._snapshot_every = max(1, self.warmup_steps // _SNAPSHOTS_PER_WARMUP)
-        self._legs: list[_Leg] = []
+        self._legs: list[Leg] = []
         self._rise_steps = self.warmup_steps
         if self.warmup == "linear":
             self._sweep = Sweep(sweep_steps(total_steps))
             self._burst = Burst()
+            self._pace = Pace(0)
             self._rise_steps = self._sweep.steps - 1
             self._layerwise: bool | None = None
             self._unused_rule = copy.deepcopy(self.rule)
@@ -300,7 +287,7 @@ class AutoWarmup(Schedule):
         if leg is None:
             return self._rising_lr(step)
         if step < leg.turn:
-            return leg.peak_lr * (step - leg.start + leg.skipped + 1) / (leg.warmup + leg.skipped + 1)
+            return leg.lr(step)
         return self._decayed(leg.peak_lr, leg.turn, step)
 
     plot = look_inside.plot
@@ -362,9 +349,10 @@ class AutoWarmup(Schedule):
     def _sweep_or_watch(self, step: int, losses: Array) -> Receipt:
         if self._legs:
             self.rule.observe(losses, self._horizon())
+            self._pace.observe(losses)
             leg = self._legs[-1]
             # Steps of a fixed share of the norm do not run away: a rise near the peak heals by itself.
-            if self._went_by_layers and step <= leg.turn + leg.warmup:
+            if self._went_by_layers and step <= leg.turn + leg.last_stretch:
                 self.rule.forgive()
             elif self.lr_at(step - 1) >= _BURST_FROM * leg.peak_lr:
                 self._burst.observe(losses)
@@ -393,7 +381,7 @@ class AutoWarmup(Schedule):
         rate = min(max(rate, self.min_lr), self.max_lr)
         return dataclasses.replace(receipt, argmin_step=lowest, earliest_step=lowest, argmin_lr=rate)
 
-    def _watch(self, step: int, leg: _Leg) -> Receipt:
+    def _watch(self, step: int, leg: Leg) -> Receipt:
         any_finite = self.rule.smoother.count > 0
         evidence = self.rule.test() if any_finite else Evidence.none(positive=self.rule.hopeless())
         if any_finite:
@@ -404,8 +392,10 @@ class AutoWarmup(Schedule):
         if positives >= self.rule.patience or burst >= 1.0:
             fallen = self._sweep.improved or self._sweep.below_noise(self._burst.lowest)
             verdict = Verdict.PASSED if evidence.improved and fallen else Verdict.DIVERGED
+        elif step == leg.turn:
+            verdict = Verdict.RISES_ON if self._rises_on(leg) else Verdict.REACHED
         else:
-            verdict = Verdict.REACHED if step == leg.turn else Verdict.WATCHED
+            verdict = Verdict.WATCHED
         # The rule's first losses are the sweep's, and so are its positions.
         first = leg.start - self._sweep.steps // 2
         argmin, earliest = (
@@ -419,6 +409,14 @@ class AutoWarmup(Schedule):
             receipt, lr=self.lr_at(step - 1), start_step=first, argmin_step=argmin,
             earliest_step=min(earliest, argmin), argmin_lr=self.lr_at(round(argmin)),
         )  # fmt: skip
+
+    def _rises_on(self, leg: Leg) -> bool:
+        """Whether the loss asks for more than the warmup's peak."""
+        on = leg.risen()
+        if on.turn >= self.warmup_steps or on.peak_lr > self.max_lr:
+            return False
+        rising = leg.rises > 0 and not self._went_by_layers
+        return self._pace.holds(self._sweep.level, self._sweep.noise, rising=rising)
 
     def _follow(self, receipt: Receipt) -> Receipt:
         """Do what ``receipt`` says."""
@@ -440,7 +438,7 @@ class AutoWarmup(Schedule):
             if gentle > 1:
                 # Nothing was learned, but nothing harmed: up to here it was the beginning of a warmup.
                 back = snapshots.restore(gentle)
-                leg = self._begun(leg, sum(self._rising_lr(i) for i in range(gentle)))
+                leg = leg.begun(sum(self._rising_lr(i) for i in range(gentle)))
             else:
                 learned = dear and receipt.argmin_step > 1
                 store, at = (snapshots, receipt.argmin_step) if learned else (self._start, 1.0)
@@ -451,11 +449,16 @@ class AutoWarmup(Schedule):
         elif verdict.ends_warmup and verdict is not Verdict.REACHED:
             back = snapshots.restore(receipt.argmin_step)
             lowest = max(self.min_lr, self.final_lr)
-            # There the learning rate at the minimum was not too high in itself.
-            back_off = 1.0 if self._went_by_layers and len(self._legs) == 1 else _BACK_OFF
-            self._begin(step, _Leg(step, 0, max(back_off * receipt.argmin_lr, lowest)))
+            # Where training had gone beyond the warmup's peak, or the steps left gave it, the learning rate
+            # at the minimum was not too high in itself.
+            first = self._legs[-1]
+            fine = len(self._legs) == 1 and (self._went_by_layers or first.rises > 0)
+            back_off = 1.0 if fine else _BACK_OFF
+            self._begin(step, Leg(step, 0, max(back_off * receipt.argmin_lr, lowest)))
         else:
             snapshots.take(step, receipt.argmin_step, receipt.earliest_step)
+            if verdict is Verdict.RISES_ON:
+                self._legs[-1] = self._legs[-1].risen()
         leg = self._legs[-1]
         if step >= leg.turn:
             self.peak_lr, self.switch_step = leg.peak_lr, leg.turn
@@ -466,14 +469,14 @@ class AutoWarmup(Schedule):
         self.rolled_back_to = back
         return dataclasses.replace(receipt, rolled_back_to=back)
 
-    def _warmup_to(self, receipt: Receipt) -> _Leg:
+    def _warmup_to(self, receipt: Receipt) -> Leg:
         step = receipt.step
         if receipt.verdict is Verdict.NO_EVIDENCE:
-            return _Leg(step, 0, self.min_lr)
+            return Leg(step, 0, self.min_lr)
         left = self.total_steps - step
         warmup = min(max(1, int(_LINEAR_SHARE * left)), self.warmup_steps - step)
         target = 1.0 if receipt.verdict is Verdict.LAYERWISE else _TARGET
-        return _Leg(step, warmup, min(target * receipt.argmin_lr, self.max_lr))
+        return Leg(step, warmup, min(target * receipt.argmin_lr, self.max_lr))
 
     def _gentle_steps(self, peak_lr: float) -> int:
         """How many steps of the sweep ran at no more than ``peak_lr``, of those that have a snapshot."""
@@ -481,19 +484,13 @@ class AutoWarmup(Schedule):
             (step for step in self._near_minimum.steps if self._rising_lr(step - 1) <= peak_lr), default=0
         )
 
-    @staticmethod
-    def _begun(leg: _Leg, summed: float) -> _Leg:
-        """The leg without its first steps, whose learning rates come to at most ``summed``."""
-        unit = leg.peak_lr / (leg.warmup + 1)
-        skipped = min(int((math.sqrt(1.0 + 8.0 * summed / unit) - 1.0) / 2.0), leg.warmup - 1)
-        return _Leg(leg.start, leg.warmup - skipped, leg.peak_lr, skipped)
-
-    def _begin(self, step: int, leg: _Leg) -> None:
+    def _begin(self, step: int, leg: Leg) -> None:
         """Watch a new leg, with the sweep's first losses for the level that training starts from."""
         self._legs.append(leg)
         self._positives = 0
         self.rule = copy.deepcopy(self._unused_rule)
         self._burst = Burst()
+        self._pace = Pace(leg.warmup)
         self.rule.observe(np.array(self._sweep.losses[: self._sweep.steps // 2]), self._horizon())
         self._near_minimum.clear()
         self._near_minimum.take(step, step)
@@ -563,7 +560,7 @@ class AutoWarmup(Schedule):
             if turned:
                 self.rolled_back_to = self._snapshots.restore(receipt.argmin_step)
             self._snapshots.clear()
-        self._legs.append(_Leg(receipt.step, 0, self.peak_lr))
+        self._legs.append(Leg(receipt.step, 0, self.peak_lr))
         return dataclasses.replace(
             receipt, rolled_back_to=-1 if self.rolled_back_to is None else self.rolled_back_to
         )
@@ -598,6 +595,7 @@ class AutoWarmup(Schedule):
             "sweep": self._sweep.state_dict() if self.warmup == "linear" else None,
             "layerwise": self._layerwise if self.warmup == "linear" else None,
             "burst": self._burst.state_dict() if self.warmup == "linear" else None,
+            "pace": self._pace.state_dict() if self.warmup == "linear" else None,
             "start": self._start.state_dict() if self.warmup == "linear" else None,
             "unused_optimizer": self._unused_optimizer if self.warmup == "linear" else None,
         }
@@ -620,9 +618,13 @@ class AutoWarmup(Schedule):
         self.switch_step = state_dict["switch_step"]
         self.rolled_back_to = state_dict["rolled_back_to"]
         self._legs = [
-            _Leg(int(start), int(warmup), float(peak), *map(int, skipped))  # not in states from before
-            for start, warmup, peak, *skipped in state_dict["legs"]
+            Leg(int(start), int(warmup), float(peak), *map(int, more))  # some not in states from before
+            for start, warmup, peak, *more in state_dict["legs"]
         ]
+        if self.warmup == "linear" and self._legs:
+            self._pace = Pace(self._legs[-1].warmup)
+            if state_dict.get("pace") is not None:
+                self._pace.load_state_dict(state_dict["pace"])
         self._positives = int(state_dict["positives"])
         self._last_look = int(state_dict["last_look"])
         self._next_look = self._look_after(self._last_look)

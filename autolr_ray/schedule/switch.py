@@ -61,11 +61,12 @@ class Verdict(enum.Enum):
         "the optimizer changes each layer by the learning rate times its norm: a linear warmup to the "
         "learning rate that the steps left ask for begins"
     )
+    RISES_ON = "the loss falls at the end of the warmup as it has all along: the learning rate goes on rising"
 
     @property
     def ends_warmup(self) -> bool:
         """Whether the learning rate stops rising."""
-        return self not in (Verdict.RISING, Verdict.WATCHED, *SWEEPS)
+        return self not in (Verdict.RISING, Verdict.WATCHED, Verdict.RISES_ON, *SWEEPS)
 
 
 SWEEPS = (Verdict.SWEPT, Verdict.NOT_SEEN, Verdict.LAYERWISE)

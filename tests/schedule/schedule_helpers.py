@@ -181,17 +181,19 @@ class Run:
     """A small network, trained for real on losses that are made up.
 
     The sweep's fall from 2.3 to 1.3 at the rate ``best`` and explode at ``explodes`` times that. After it
-    they fall from 2.3 towards .5, and are ``blown`` in the steps named by ``blows``. The optimizer leaves out
-    those named by ``skipped``, as a gradient scaler does.
+    they fall from 2.3 towards .5 (in a straight line of ``straight`` steps, if that is not 0), and are
+    ``blown`` in the steps named by ``blows``. The optimizer leaves out those named by ``skipped``, as a
+    gradient scaler does.
     """
 
     def __init__(
-        self, total=100, name="adamw", best=1e-2, explodes=4.0, blows=(), blown=30.0, skipped=(), **settings
-    ):
+        self, total=100, name="adamw", best=1e-2, explodes=4.0, straight=0, blows=(), blown=30.0, skipped=(),
+        **settings,
+    ):  # fmt: skip
         self.model = small_net(batch_norm=True)
         self.optimizer = OPTIMIZERS[name](self.model.parameters())
         self.total, self.best, self.explodes = total, best, explodes
-        self.blows, self.blown, self.skipped = blows, blown, skipped
+        self.straight, self.blows, self.blown, self.skipped = straight, blows, blown, skipped
         self.schedule = AutoWarmup(self.optimizer, total, model=self.model, **settings)
         self.rates, self.past, self.t = [], [everything(self.model, self.optimizer)], 0
 
@@ -204,7 +206,10 @@ class Run:
             return 2.3 - 1.0 / (1.0 + (self.best / max(lr, 1e-12)) ** 2) + noise
         if self.t in self.blows:
             return self.blown
-        return 0.5 + 1.8 * math.exp(-(self.t - self.schedule._legs[0].start) / 10.0) + noise
+        done = self.t - self.schedule._legs[0].start
+        if self.straight:
+            return 2.3 - 1.8 * min(done / self.straight, 1.0) + noise
+        return 0.5 + 1.8 * math.exp(-done / 10.0) + noise
 
     def step(self):
         backward_on_batch(self.model, self.t)

@@ -110,10 +110,10 @@ def test_decide_passes_at_patience_exactly(patience):
 
 
 def test_every_verdict_is_in_the_table_or_of_a_linear_warmup():
-    linear = {*SWEEPS, Verdict.WATCHED, Verdict.REACHED}
+    linear = {*SWEEPS, Verdict.WATCHED, Verdict.RISES_ON, Verdict.REACHED}
     assert {verdict for _, verdict in TABLE} | {DIVERGED} | linear == set(Verdict)
     going_on = {v for v in Verdict if not v.ends_warmup}
-    assert going_on == {Verdict.RISING, Verdict.SWEPT, Verdict.NOT_SEEN, Verdict.LAYERWISE, Verdict.WATCHED}
+    assert going_on == {Verdict.RISING, *SWEEPS, Verdict.WATCHED, Verdict.RISES_ON}
     assert len({v.value for v in Verdict}) == len(Verdict)
 
 

@@ -1,0 +1,60 @@
+"""A leg of a linear warmup's course: a warmup, what it rises beyond that, and the decay."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+# One rise beyond the warmup: by this share of the peak so far, in this share of the warmup's steps.
+_RISE, _RISE_STEPS = 0.5, 0.25
+
+
+@dataclasses.dataclass(frozen=True)
+class Leg:
+    """From ``start`` on: ``warmup`` steps linearly up to ``first_peak``, as though there had been ``skipped``
+    of them before, then ``rises``, each by half of the learning rate so far in a quarter of the warmup's
+    steps, then the decay.
+    """
+
+    start: int
+    warmup: int
+    first_peak: float
+    skipped: int = 0
+    rises: int = 0
+
+    @property
+    def turn(self) -> int:
+        """The step that has ``peak_lr``, from which it falls."""
+        return self.start + self.warmup + self.rises * self._rise_steps
+
+    @property
+    def peak_lr(self) -> float:
+        """The highest learning rate."""
+        return self.first_peak * (1.0 + _RISE) ** self.rises
+
+    @property
+    def last_stretch(self) -> int:
+        """The steps of the last rise, or of the warmup if there is none."""
+        return self._rise_steps if self.rises else self.warmup
+
+    @property
+    def _rise_steps(self) -> int:
+        return max(2, round(_RISE_STEPS * self.warmup))
+
+    def lr(self, step: int) -> float:
+        """The learning rate of optimizer step ``step``, ``start <= step <= turn``."""
+        done = step - self.start
+        if done < self.warmup:
+            return self.first_peak * (done + self.skipped + 1) / (self.warmup + self.skipped + 1)
+        rises, into = divmod(done - self.warmup, self._rise_steps)
+        return self.first_peak * (1.0 + _RISE) ** rises * (1.0 + _RISE * into / self._rise_steps)
+
+    def begun(self, summed: float) -> Leg:
+        """Without its first steps, whose learning rates come to at most ``summed``."""
+        unit = self.first_peak / (self.warmup + 1)
+        skipped = min(int((math.sqrt(1.0 + 8.0 * summed / unit) - 1.0) / 2.0), self.warmup - 1)
+        return dataclasses.replace(self, warmup=self.warmup - skipped, skipped=skipped)
+
+    def risen(self) -> Leg:
+        """With one rise more."""
+        return dataclasses.replace(self, rises=self.rises + 1)
