@@ -154,7 +154,15 @@ def test_a_seed_that_had_a_part_in_a_choice_is_said(quality):
     rows = [json.loads(line) for line in (RESULTS / "quality.jsonl").read_text().splitlines()]
     cells = [row for row in rows if "cell" in row]
     fresh = [cell | {"seeds": [999]} for cell in cells]
-    assert quality.bench(fresh, [], [999])[-1]["burnt_seeds"] == []
+    lines = quality.bench(fresh, [], [999])
+    assert lines[-1]["burnt_seeds"] == lines[-1]["looked_at_seeds"] == []
+    assert "fresh seeds" in quality.quality_page.page(fresh, lines)
     burnt = [*fresh[1:], fresh[0] | {"seeds": [*quality.BURNT[:2], 999]}]
     assert quality.bench(burnt, [], [999])[-1]["burnt_seeds"] == list(quality.BURNT[:2])
     assert "are no verdict" in quality.quality_page.page(burnt, quality.bench(burnt, [], [999]))
+    looked_at = [*fresh[1:], fresh[0] | {"seeds": [quality.LOOKED_AT[0], 999]}]
+    lines = quality.bench(looked_at, [], [999])
+    assert lines[-1]["looked_at_seeds"] == list(quality.LOOKED_AT[:1])
+    page = quality.quality_page.page(looked_at, lines)
+    assert "before the rule was last changed" in page
+    assert "fresh seeds" not in page

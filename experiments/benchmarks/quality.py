@@ -13,8 +13,9 @@ AutoWarmup has its defaults in all of them.
 ``difference.png``. ``--report-only`` runs nothing. A cell counts when all its runs are there; those that do
 not yet are named as open.
 
-``--seeds``: the verdict's must have had no part in any choice; ``BURNT`` lists those that had, and the use
-of one is said in the output. Cells of short runs get three times as many, from 20 above the first on.
+``--seeds``: the verdict's must have had no part in any choice; ``BURNT`` lists those that had, ``LOOKED_AT``
+those whose verdict was known when the rule changed, and the use of either is said in the output. Cells of
+short runs get three times as many, from 20 above the first on.
 ``--only``: cells whose name holds one of the texts.
 
 One JSON line a cell that is finished, ``{"cell", "batch_size", "budget", "steps", "difference", "seeds",
@@ -54,10 +55,12 @@ from autolr_ray.compare.sweep import run_sweep
 from autolr_ray.files import write_atomically
 from autolr_ray.train.record import RunRecord
 
-BURNT = (*range(4), 10, 20, 21, *range(30, 50), *range(53, 66))
+BURNT = (*range(4), 10, 20, 21, *range(30, 50), *range(53, 70), *range(80, 89))
 """Seeds that some setting was chosen on, or that a choice was looked at with. In the cells of short runs that
 holds for 50 to 52, too: they have others (``Cell.aside``), and MNIST-1D's CNN, whose 70 to 78 were looked at,
 has others again."""
+LOOKED_AT = (*range(50, 53), *range(70, 79), *range(90, 99))
+"""Seeds that nothing was chosen on, but whose verdict was read before the rule was last changed."""
 MARGIN, CHANCE = 0.005, 0.1
 OUT = Path(__file__).resolve().parents[1] / "results" / "quality"
 # Beside this script, and so on its path and the workers'.
@@ -270,7 +273,7 @@ def bench(
     used = {seed for found in rows for seed in found["seeds"]}
     last = {
         "open": list(open_cells), "base_seeds": list(seeds), "burnt_seeds": sorted(used & set(BURNT)),
-        "margin": MARGIN,
+        "looked_at_seeds": sorted(used & set(LOOKED_AT)), "margin": MARGIN,
         "cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version(),
     }  # fmt: skip
     return [*lines, summary(rows, "all") | last]

@@ -30,12 +30,18 @@ def page(rows: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]]) -> str
     if total["burnt_seeds"]:
         seeds = ", ".join(map(str, total["burnt_seeds"]))
         parts.append(f"Seeds {seeds} had a part in the choice of a setting: these figures are no verdict.")
+    if total["looked_at_seeds"]:
+        seeds = ", ".join(map(str, total["looked_at_seeds"]))
+        parts.append(
+            f"Seeds {seeds}: nothing was chosen on them, but a verdict on them was read before the rule was "
+            "last changed."
+        )
     return "\n\n".join(parts) + "\n"
 
 
 def headline(total: dict[str, Any]) -> str:
     """One sentence over all cells."""
-    fresh = "" if total["burnt_seeds"] else "fresh "
+    fresh = "" if total["burnt_seeds"] or total["looked_at_seeds"] else "fresh "
     cells = f"{total['cells']} of {total['cells'] + len(total['open'])} cells"
     return (
         f"auto_warmup minus tuned linear_warmup, test accuracy, mean of {cells} with "
