@@ -38,6 +38,8 @@ _TARGET, _LINEAR_SHARE, _BACK_OFF = 1.5, 0.2, 0.5
 # A burst counts from this share of a warmup's peak on: one at the foot of it heals, and would leave the rest
 # of the run a learning rate that is far too low.
 _BURST_FROM = 0.4
+# Of a learning rate's effect, where momentum adds gradients up: else the pace is not yet its.
+_SEEN = 0.5
 # A sweep that took more than this share of all steps is not thrown away: on from its lowest loss.
 _DEAR_SWEEP = 0.05
 
@@ -412,11 +414,15 @@ class AutoWarmup(Schedule):
 
     def _rises_on(self, leg: Leg) -> bool:
         """Whether the loss asks for more than the warmup's peak."""
-        on = leg.risen()
-        if on.turn >= self.warmup_steps or on.peak_lr > self.max_lr:
+        on, pace = leg.risen(), self._pace
+        # What comes of it has to be seen for as long as it takes.
+        if 2 * on.turn - leg.turn > self.warmup_steps or on.peak_lr > self.max_lr:
+            return False
+        seen = momentum_share(self.optimizer.param_groups[0], pace.window)
+        if pace.few and (leg.rises > 0 or self._went_by_layers or seen < _SEEN):
             return False
         rising = leg.rises > 0 and not self._went_by_layers
-        return self._pace.holds(self._sweep.level, self._sweep.noise, rising=rising)
+        return pace.holds(self._sweep.level, self._sweep.noise, rising=rising)
 
     def _follow(self, receipt: Receipt) -> Receipt:
         """Do what ``receipt`` says."""

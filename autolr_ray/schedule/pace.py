@@ -14,9 +14,9 @@ import torch
 
 from autolr_ray.schedule.smoother import Array
 
-# The last sixth of the warmup against all of it: a half of its mean pace to begin, a quarter to go on. Fewer
-# losses than four do not tell (``experiments/LOG.md``).
-_PARTS, _FEWEST = 6, 4
+# The last sixth of the warmup against all of it: a half of its mean pace to begin, a quarter to go on
+# (``experiments/LOG.md``).
+_PARTS, _FEWEST, _FEW = 6, 2, 4
 _BEGIN, _GO_ON = 0.5, 0.25
 # A loss that falls faster and faster may be leaving a plateau. It has left it when it has fallen by this many
 # of the largest steps between losses before any learning.
@@ -36,6 +36,11 @@ class Pace:
         self.window = max(1, round(warmup / _PARTS))
         self._recent: deque[float] = deque(maxlen=2 * self.window)
         self._count = 0
+
+    @property
+    def few(self) -> bool:
+        """Whether the losses that tell are so few that noise may have made the pace."""
+        return self.window < _FEW
 
     def observe(self, losses: Array) -> None:
         """Take in the losses [k] of the next k steps."""

@@ -71,9 +71,14 @@ def test_losses_of_long_ago_do_not_count():
     assert pace_of([math.inf, *line(2.0, 1.0, 24)]).holds(2.0, 0.0, rising=False)
 
 
-@pytest.mark.parametrize(("warmup", "holds"), [(20, False), (22, True), (24, True), (240, True)])
-def test_fewer_than_four_losses_do_not_tell(warmup, holds):
+@pytest.mark.parametrize(("warmup", "holds"), [(8, False), (9, True), (240, True)])
+def test_one_loss_does_not_tell(warmup, holds):
     assert pace_of(line(2.0, 1.0, 240), warmup).holds(2.0, 0.0, rising=False) is holds
+
+
+@pytest.mark.parametrize(("warmup", "few"), [(9, True), (20, True), (22, False), (240, False)])
+def test_fewer_than_four_losses_are_few(warmup, few):
+    assert Pace(warmup).few is few
 
 
 @pytest.mark.parametrize(
@@ -191,9 +196,23 @@ def test_it_turns_while_losses_are_watched(name, explodes):
     assert run.schedule.switch_step in verdicts(run, Verdict.REACHED)
 
 
-def test_a_fall_that_lies_behind_it_and_a_short_run_turn_at_the_peak():
+def test_a_fall_that_lies_behind_it_turns_at_the_peak():
     assert not verdicts(Run(total=200).end(), Verdict.RISES_ON)
-    assert not verdicts(Run(total=100, straight=150).end(), Verdict.RISES_ON)
+
+
+@pytest.mark.parametrize(
+    ("total", "settings", "rises"),
+    [
+        (100, {}, 1),  # three losses tell, and may be wrong
+        (100, {"name": "sgd_momentum"}, 0),  # momentum has hardly built up in three steps
+        (100, {"name": "sgd"}, 1),
+        (100, {"name": "lamb", "explodes": math.inf}, 0),
+        (200, {"name": "sgd_momentum"}, 4),
+    ],
+)
+def test_few_losses_are_trusted_once_or_not_at_all(total, settings, rises):
+    run = Run(total=total, straight=1.5 * total, **settings).end()
+    assert len(verdicts(run, Verdict.RISES_ON)) == rises
 
 
 def test_no_rise_above_max_lr():
