@@ -2,46 +2,32 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import math
 from typing import Any
 
-import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
 from autolr_ray.schedule import look_inside
 from autolr_ray.schedule.base import Loss, Schedule, require_finite
-from autolr_ray.schedule.burst import Burst
 from autolr_ray.schedule.decay import Decay, get_decay
 from autolr_ray.schedule.divergence import ON_DIVERGENCE, report_divergence
-from autolr_ray.schedule.layerwise import is_layerwise, layerwise_peak
-from autolr_ray.schedule.leg import Leg
-from autolr_ray.schedule.pace import Pace
+from autolr_ray.schedule.leg import Leg, Rise
 from autolr_ray.schedule.pending import PendingLosses, from_rank_zero, is_distributed
 from autolr_ray.schedule.receipt import Receipt
 from autolr_ray.schedule.robust_rule import RobustRule
 from autolr_ray.schedule.rollback import PLACES, HasState, SnapshotStore
 from autolr_ray.schedule.rules import get_rule
 from autolr_ray.schedule.smoother import Array
-from autolr_ray.schedule.sweep import Sweep, momentum_share, sweep_steps
-from autolr_ray.schedule.switch import SWEEPS, Evidence, SwitchRule, Verdict, decide
+from autolr_ray.schedule.sweep import sweep_steps
+from autolr_ray.schedule.swept_warmup import SweptWarmup
+from autolr_ray.schedule.switch import Evidence, SwitchRule, Verdict, decide
 from autolr_ray.schedule.trace import LossTrace
 
 FALLBACKS = ("argmin", "keep")
 WARMUPS = ("linear", "exponential")
 _SNAPSHOTS_PER_WARMUP = 64
-# The linear warmup: to this many times the learning rate that the sweep found, over this share of the steps
-# that are left. When the loss passes its minimum, on with this many times the learning rate there.
-_TARGET, _LINEAR_SHARE, _BACK_OFF = 1.5, 0.2, 0.5
-# A burst counts from this share of a warmup's peak on: one at the foot of it heals, and would leave the rest
-# of the run a learning rate that is far too low.
-_BURST_FROM = 0.4
-# Of a learning rate's effect, where momentum adds gradients up: else the pace is not yet its.
-_SEEN = 0.5
-# A sweep that took more than this share of all steps is not thrown away: on from its lowest loss.
-_DEAR_SWEEP = 0.05
+_OF_SWEPT = ("sweep", "layerwise", "burst", "pace", "start", "unused_optimizer")  # of a state
 
 
 class AutoWarmup(Schedule):
@@ -173,11 +159,11 @@ class AutoWarmup(Schedule):
                 f"snapshot_device: {snapshot_device!r} is not allowed; allowed: {', '.join(PLACES)}"
             )
         self.min_lr, self.max_lr = float(min_lr), float(max_lr)
-        self._log_growth = math.log(self.max_lr / self.min_lr)
         self.fallback = fallback
         self.on_divergence = on_divergence
         self.warmup_steps = max(1, int(total_steps * max_warmup_fraction))
-        self.rule = get_rule(rule)
+        self._rule = get_rule(rule)
+        self._swept: SweptWarmup | None = None
         self.warmup = self._choose_warmup(warmup, model is not None and rollback is not False)
         if decay is None and self.warmup == "linear":
             self.decay_name, self._decay = "linear", get_decay("linear")
@@ -192,20 +178,17 @@ class AutoWarmup(Schedule):
             self._snapshots = SnapshotStore(model, optimizer, scaler=scaler, place=snapshot_device)
             self._snapshot_every = max(1, self.warmup_steps // _SNAPSHOTS_PER_WARMUP)
         self._legs: list[Leg] = []
-        self._rise_steps = self.warmup_steps
+        steps = sweep_steps(total_steps) - 1 if self.warmup == "linear" else self.warmup_steps
+        self._rise = Rise(self.min_lr, self.max_lr, steps)
         if self.warmup == "linear":
-            self._sweep = Sweep(sweep_steps(total_steps))
-            self._burst = Burst()
-            self._pace = Pace(0)
-            self._rise_steps = self._sweep.steps - 1
-            self._layerwise: bool | None = None
-            self._unused_rule = copy.deepcopy(self.rule)
             self._snapshot_every = self._test_every
             assert model is not None
             assert self._snapshots is not None
-            self._near_minimum = self._snapshots
-            self._start = SnapshotStore(model, optimizer, scaler=scaler, place=snapshot_device)
-            self._unused_optimizer = self._start.optimizer_state()
+            self._swept = SweptWarmup(
+                optimizer, self._rule, self._rise, total_steps=total_steps, warmup_steps=self.warmup_steps,
+                final_lr=self.final_lr, snapshots=self._snapshots, legs=self._legs, lr_at=self.lr_at,
+                start=SnapshotStore(model, optimizer, scaler=scaler, place=snapshot_device),
+            )  # fmt: skip
         self.peak_lr: float | None = None
         self.switch_step: int | None = None
         self.rolled_back_to: int | None = None
@@ -248,18 +231,15 @@ class AutoWarmup(Schedule):
         return receipt.reason if receipt is not None else "no test yet"
 
     @property
-    def _went_by_layers(self) -> bool:
-        """The peak came from the steps left, not from the sweep: rank 0 has said so."""
-        return bool(self.receipts) and self.receipts[0].verdict is Verdict.LAYERWISE
+    def rule(self) -> SwitchRule:
+        """That watches the losses now."""
+        return self._rule if self._swept is None else self._swept.rule
 
     @property
     def _watching(self) -> bool:
         """The losses of the steps to come are looked at."""
-        if self.warmup == "exponential":
-            return self.peak_lr is None and self.last_epoch < self.warmup_steps
-        # At the lowest learning rate there is nothing left to decide.
-        lowest = bool(self._legs) and self._legs[-1].peak_lr <= max(self.min_lr, self.final_lr)
-        return self.last_epoch < self.warmup_steps and not lowest
+        undecided = self.peak_lr is None if self._swept is None else self._swept.may_change
+        return self.last_epoch < self.warmup_steps and undecided
 
     def step(self, loss: Loss) -> None:  # type: ignore[override]
         """Call once after each optimizer step, with the training loss of that step.
@@ -287,7 +267,7 @@ class AutoWarmup(Schedule):
             return self.final_lr
         leg = next((leg for leg in reversed(self._legs) if leg.start <= step), None)
         if leg is None:
-            return self._rising_lr(step)
+            return self._rise.lr(step)
         if step < leg.turn:
             return leg.lr(step)
         return self._decayed(leg.peak_lr, leg.turn, step)
@@ -307,9 +287,6 @@ class AutoWarmup(Schedule):
     def _lr(self) -> float:
         return self.lr_at(self.last_epoch)
 
-    def _rising_lr(self, step: float) -> float:
-        return min(self.min_lr * math.exp(self._log_growth * step / self._rise_steps), self.max_lr)
-
     def _look_after(self, step: int) -> int:
         """The next step at which losses are read: a test, a snapshot, or the end of a warmup."""
         start, ends = 0, [self.warmup_steps]
@@ -328,186 +305,38 @@ class AutoWarmup(Schedule):
         distributed = is_distributed(self._distributed)
         losses = self._pending.drain(distributed=distributed)
         self.trace.update(losses)
-        sweeping = self.warmup == "linear" and not self._legs
-        if self.warmup == "linear":
-            receipt, is_test = self._sweep_or_watch(step, losses), True
+        sweeping = self._swept is not None and not self._legs
+        if self._swept is not None:
+            receipt, is_test = self._swept.judge(step, losses), True
         else:
-            receipt, is_test = self._rise(step, losses)
+            receipt, is_test = self._rise_on(step, losses)
         if distributed:
             receipt = Receipt.from_vector(from_rank_zero(receipt.to_vector()))
-        self._positives = receipt.positives
-        if self.warmup == "linear":
-            receipt = self._follow(receipt)
-        elif receipt.verdict.ends_warmup:
-            receipt = self._switch(receipt)
-        elif self._snapshots is not None and step % self._snapshot_every == 0:
-            self._snapshots.take(step, receipt.argmin_step, receipt.earliest_step)
+        if self._swept is not None:
+            receipt = self._follow(self._swept, receipt)
+        else:
+            self._positives = receipt.positives
+            if receipt.verdict.ends_warmup:
+                receipt = self._switch(receipt)
+            elif self._snapshots is not None and step % self._snapshot_every == 0:
+                self._snapshots.take(step, receipt.argmin_step, receipt.earliest_step)
         self._last_look, self._next_look = step, self._look_after(step)
         if is_test and not (sweeping and receipt.verdict is Verdict.RISING):
             self.receipts.append(receipt)
 
-    # The linear warmup: a sweep, then legs.
-
-    def _sweep_or_watch(self, step: int, losses: Array) -> Receipt:
-        if self._legs:
-            self.rule.observe(losses, self._horizon())
-            self._pace.observe(losses)
-            leg = self._legs[-1]
-            # Steps of a fixed share of the norm do not run away: a rise near the peak heals by itself.
-            if self._went_by_layers and step <= leg.turn + leg.last_stretch:
-                self.rule.forgive()
-            elif self.lr_at(step - 1) >= _BURST_FROM * leg.peak_lr:
-                self._burst.observe(losses)
-            return self._watch(step, leg)
-        self._sweep.observe(losses)
-        if self._layerwise is None and step > 1:
-            # A step may change nothing, as one that a gradient scaler leaves out: then the next one tells.
-            self._layerwise = is_layerwise(self._start.weights(1), self._start.present(), self.optimizer)
-        return self._swept(step)
-
-    def _swept(self, step: int) -> Receipt:
-        sweep = self._sweep
-        verdict = Verdict.RISING
-        if sweep.over:
-            verdict = Verdict.SWEPT if sweep.improved else Verdict.NOT_SEEN
-            verdict = verdict if sweep.any_finite else Verdict.NO_EVIDENCE
-        rate = sweep.lr(np.array([self._rising_lr(i) for i in range(step)]))
-        # The steps that its momentum had seen when the sweep was at that rate.
-        steps = 1.0 + math.log(rate / self.min_lr) / self._log_growth * self._rise_steps
-        rate *= momentum_share(self.optimizer.param_groups[0], steps)
-        # Where no fall was seen, the lowest loss is chance, perhaps that of weights already damaged.
-        lowest = 0 if verdict is Verdict.NOT_SEEN else sweep.lowest
-        if verdict in SWEEPS and self._layerwise:
-            verdict, rate = Verdict.LAYERWISE, layerwise_peak(self.total_steps - step)
-        receipt = self._receipt(step, Evidence.none(), verdict, 0)
-        rate = min(max(rate, self.min_lr), self.max_lr)
-        return dataclasses.replace(receipt, argmin_step=lowest, earliest_step=lowest, argmin_lr=rate)
-
-    def _watch(self, step: int, leg: Leg) -> Receipt:
-        any_finite = self.rule.smoother.count > 0
-        evidence = self.rule.test() if any_finite else Evidence.none(positive=self.rule.hopeless())
-        if any_finite:
-            self._burst.look(self._sweep.level, self._sweep.noise, evidence)
-        burst = self._burst.strength
-        evidence = dataclasses.replace(evidence, strength=max(evidence.strength, burst))
-        positives = self._positives + 1 if evidence.positive else 0
-        if positives >= self.rule.patience or burst >= 1.0:
-            fallen = self._sweep.improved or self._sweep.below_noise(self._burst.lowest)
-            verdict = Verdict.PASSED if evidence.improved and fallen else Verdict.DIVERGED
-        elif step == leg.turn:
-            verdict = Verdict.RISES_ON if self._rises_on(leg) else Verdict.REACHED
-        else:
-            verdict = Verdict.WATCHED
-        # The rule's first losses are the sweep's, and so are its positions.
-        first = leg.start - self._sweep.steps // 2
-        argmin, earliest = (
-            max(self.rule.step_of(position, step - first) + first, leg.start)
-            for position in (evidence.argmin, evidence.earliest)
-        )
-        # The loss of a step is that of the weights before it: the step before was the last to lower it.
-        argmin, earliest = max(argmin - 1.0, leg.start), max(earliest - 1.0, leg.start)
-        receipt = self._receipt(step, evidence, verdict, positives)
-        return dataclasses.replace(
-            receipt, lr=self.lr_at(step - 1), start_step=first, argmin_step=argmin,
-            earliest_step=min(earliest, argmin), argmin_lr=self.lr_at(round(argmin)),
-        )  # fmt: skip
-
-    def _rises_on(self, leg: Leg) -> bool:
-        """Whether the loss asks for more than the warmup's peak."""
-        on, pace = leg.risen(), self._pace
-        # What comes of it has to be seen for as long as it takes.
-        if 2 * on.turn - leg.turn > self.warmup_steps or on.peak_lr > self.max_lr:
-            return False
-        seen = momentum_share(self.optimizer.param_groups[0], pace.window)
-        if pace.few and (leg.rises > 0 or self._went_by_layers or seen < _SEEN):
-            return False
-        rising = leg.rises > 0 and not self._went_by_layers
-        return pace.holds(self._sweep.level, self._sweep.noise, rising=rising)
-
-    def _follow(self, receipt: Receipt) -> Receipt:
-        """Do what ``receipt`` says."""
-        step, verdict = receipt.step, receipt.verdict
-        snapshots = self._near_minimum
-        back: int | None = None
-        if not self._legs:
-            if verdict is Verdict.RISING:
-                if step == 1:  # at the lowest learning rate, which has changed next to nothing
-                    self._start.take(step, step)
-                    if any(group.get("capturable") for group in self.optimizer.param_groups):
-                        # A CUDA graph holds on to the tensors of the state: they have to stay.
-                        self._unused_optimizer = self._start.optimizer_state()
-                snapshots.take(step, receipt.argmin_step)
-                return receipt
-            leg = self._warmup_to(receipt)
-            dear = step > _DEAR_SWEEP * self.total_steps
-            gentle = self._gentle_steps(leg.peak_lr) if dear and verdict is Verdict.NOT_SEEN else 1
-            if gentle > 1:
-                # Nothing was learned, but nothing harmed: up to here it was the beginning of a warmup.
-                back = snapshots.restore(gentle)
-                leg = leg.begun(sum(self._rising_lr(i) for i in range(gentle)))
-            else:
-                learned = dear and receipt.argmin_step > 1
-                store, at = (snapshots, receipt.argmin_step) if learned else (self._start, 1.0)
-                back = store.restore(at, optimizer=self._unused_optimizer)
-            self._start.clear()
-            self._unused_optimizer = {}
-            self._begin(step, leg)
-        elif verdict.ends_warmup and verdict is not Verdict.REACHED:
-            back = snapshots.restore(receipt.argmin_step)
-            lowest = max(self.min_lr, self.final_lr)
-            # Where training had gone beyond the warmup's peak, or the steps left gave it, the learning rate
-            # at the minimum was not too high in itself.
-            first = self._legs[-1]
-            fine = len(self._legs) == 1 and (self._went_by_layers or first.rises > 0)
-            back_off = 1.0 if fine else _BACK_OFF
-            self._begin(step, Leg(step, 0, max(back_off * receipt.argmin_lr, lowest)))
-        else:
-            snapshots.take(step, receipt.argmin_step, receipt.earliest_step)
-            if verdict is Verdict.RISES_ON:
-                self._legs[-1] = self._legs[-1].risen()
-        leg = self._legs[-1]
-        if step >= leg.turn:
-            self.peak_lr, self.switch_step = leg.peak_lr, leg.turn
-        if not self._watching:
-            snapshots.clear()
-        if back is None:
-            return receipt
-        self.rolled_back_to = back
-        return dataclasses.replace(receipt, rolled_back_to=back)
-
-    def _warmup_to(self, receipt: Receipt) -> Leg:
-        step = receipt.step
-        if receipt.verdict is Verdict.NO_EVIDENCE:
-            return Leg(step, 0, self.min_lr)
-        left = self.total_steps - step
-        warmup = min(max(1, int(_LINEAR_SHARE * left)), self.warmup_steps - step)
-        target = 1.0 if receipt.verdict is Verdict.LAYERWISE else _TARGET
-        return Leg(step, warmup, min(target * receipt.argmin_lr, self.max_lr))
-
-    def _gentle_steps(self, peak_lr: float) -> int:
-        """How many steps of the sweep ran at no more than ``peak_lr``, of those that have a snapshot."""
-        return max(
-            (step for step in self._near_minimum.steps if self._rising_lr(step - 1) <= peak_lr), default=0
-        )
-
-    def _begin(self, step: int, leg: Leg) -> None:
-        """Watch a new leg, with the sweep's first losses for the level that training starts from."""
-        self._legs.append(leg)
-        self._positives = 0
-        self.rule = copy.deepcopy(self._unused_rule)
-        self._burst = Burst()
-        self._pace = Pace(leg.warmup)
-        self.rule.observe(np.array(self._sweep.losses[: self._sweep.steps // 2]), self._horizon())
-        self._near_minimum.clear()
-        self._near_minimum.take(step, step)
-
-    def _horizon(self) -> int:
-        """The losses that the rule will have seen at the end of the leg, if it is watched to the end."""
-        return self.warmup_steps - self._legs[-1].start + self._sweep.steps // 2
+    def _follow(self, swept: SweptWarmup, receipt: Receipt) -> Receipt:
+        receipt = swept.follow(receipt)
+        if receipt.rolled_back_to >= 0:
+            self.rolled_back_to = receipt.rolled_back_to
+        if self._legs and receipt.step >= self._legs[-1].turn:
+            self.peak_lr, self.switch_step = self._legs[-1].peak_lr, self._legs[-1].turn
+        if not self._watching and self._snapshots is not None:
+            self._snapshots.clear()
+        return receipt
 
     # The exponential warmup.
 
-    def _rise(self, step: int, losses: Array) -> tuple[Receipt, bool]:
+    def _rise_on(self, step: int, losses: Array) -> tuple[Receipt, bool]:
         self.rule.observe(losses, self.warmup_steps)
         exhausted = step >= self.warmup_steps
         is_test = exhausted or step % self._test_every == 0
@@ -528,32 +357,13 @@ class AutoWarmup(Schedule):
             fallback=self.fallback,
             any_finite=any_finite,
         )
-        return self._receipt(step, evidence, verdict, positives)
+        return Receipt.of(self.rule, self._rise, step, evidence, verdict, positives)
 
     def _glance(self, step: int) -> Receipt:
         """Between tests: where the minimum is now, for the choice of snapshots."""
         argmin, earliest = self.rule.minimum()
         evidence = dataclasses.replace(Evidence.none(), argmin=argmin, earliest=earliest)
-        return self._receipt(step, evidence, Verdict.RISING, self._positives)
-
-    def _receipt(self, step: int, evidence: Evidence, verdict: Verdict, positives: int) -> Receipt:
-        argmin_step = self.rule.step_of(evidence.argmin, step)
-        return Receipt(
-            step=step,
-            lr=self._rising_lr(step - 1),
-            verdict=verdict,
-            strength=evidence.strength,
-            probability=evidence.probability,
-            positives=positives,
-            argmin_step=argmin_step,
-            argmin_lr=self._rising_lr(argmin_step),
-            earliest_step=min(self.rule.step_of(evidence.earliest, step), argmin_step),
-            outputscale=evidence.hyper.outputscale,
-            noise=evidence.hyper.noise,
-            prior_mean=evidence.hyper.mean,
-            mean=evidence.mean,
-            sd=evidence.sd,
-        )
+        return Receipt.of(self.rule, self._rise, step, evidence, Verdict.RISING, self._positives)
 
     def _switch(self, receipt: Receipt) -> Receipt:
         turned = receipt.verdict in (Verdict.PASSED, Verdict.EXHAUSTED, Verdict.DIVERGED)
@@ -591,19 +401,14 @@ class AutoWarmup(Schedule):
             "switch_step": self.switch_step,
             "rolled_back_to": self.rolled_back_to,
             "legs": [dataclasses.astuple(leg) for leg in self._legs],
-            "positives": self._positives,
+            "positives": self._positives if self._swept is None else self._swept.positives,
             "last_look": self._last_look,
             "pending": self._pending.tensor().cpu(),
             "rule": self.rule.state_dict(),
             "receipts": [receipt.to_dict() for receipt in self.receipts],
             "trace": self.trace.state_dict(),
             "snapshots": self._snapshots.state_dict() if self._snapshots is not None else None,
-            "sweep": self._sweep.state_dict() if self.warmup == "linear" else None,
-            "layerwise": self._layerwise if self.warmup == "linear" else None,
-            "burst": self._burst.state_dict() if self.warmup == "linear" else None,
-            "pace": self._pace.state_dict() if self.warmup == "linear" else None,
-            "start": self._start.state_dict() if self.warmup == "linear" else None,
-            "unused_optimizer": self._unused_optimizer if self.warmup == "linear" else None,
+            **(dict.fromkeys(_OF_SWEPT) if self._swept is None else self._swept.state_dict()),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -611,31 +416,23 @@ class AutoWarmup(Schedule):
         self._check(state_dict)
         if self._snapshots is not None:
             self._snapshots.load_state_dict(state_dict["snapshots"])
-        if self.warmup == "linear":
-            self._start.load_state_dict(state_dict["start"])
-            self._sweep.load_state_dict(state_dict["sweep"])
-            # Unknown to states from before they were there.
-            self._layerwise = state_dict.get("layerwise")
-            if state_dict.get("burst") is not None:
-                self._burst.load_state_dict(state_dict["burst"])
-            self._unused_optimizer = state_dict["unused_optimizer"]
         super().load_state_dict(state_dict)
         self.peak_lr = state_dict["peak_lr"]
         self.switch_step = state_dict["switch_step"]
         self.rolled_back_to = state_dict["rolled_back_to"]
-        self._legs = [
+        self._legs[:] = [
             Leg(int(start), int(warmup), float(peak), *map(int, more))  # some not in states from before
             for start, warmup, peak, *more in state_dict["legs"]
         ]
-        if self.warmup == "linear" and self._legs:
-            self._pace = Pace(self._legs[-1].warmup)
-            if state_dict.get("pace") is not None:
-                self._pace.load_state_dict(state_dict["pace"])
-        self._positives = int(state_dict["positives"])
         self._last_look = int(state_dict["last_look"])
         self._next_look = self._look_after(self._last_look)
         self._pending.fill(state_dict["pending"].tolist())
-        self.rule.load_state_dict(state_dict["rule"])
         self.receipts = [Receipt.from_dict(receipt) for receipt in state_dict["receipts"]]
+        self._positives = int(state_dict["positives"])
+        if self._swept is not None:
+            by_layers = bool(self.receipts) and self.receipts[0].verdict is Verdict.LAYERWISE
+            self._swept.load_state_dict(state_dict, by_layers=by_layers)
+            self._swept.positives = self._positives
+        self.rule.load_state_dict(state_dict["rule"])
         self.trace.load_state_dict(state_dict["trace"])
         self._set_lr(self._lr())

@@ -1,4 +1,4 @@
-"""A leg of a linear warmup's course: a warmup, what it rises beyond that, and the decay."""
+"""Pieces of a course: an exponential rise, and a leg of a warmup and the decay after it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,27 @@ import math
 
 # One rise beyond the warmup: by this share of the peak so far, in this share of the warmup's steps.
 _RISE, _RISE_STEPS = 0.5, 0.25
+
+
+@dataclasses.dataclass(frozen=True)
+class Rise:
+    """From ``min_lr`` to ``max_lr`` in ``steps`` steps, each by the same factor."""
+
+    min_lr: float
+    max_lr: float
+    steps: int
+
+    @property
+    def _log_growth(self) -> float:
+        return math.log(self.max_lr / self.min_lr)
+
+    def lr(self, step: float) -> float:
+        """The learning rate of step ``step`` >= 0; ``max_lr`` from ``steps`` on."""
+        return min(self.min_lr * math.exp(self._log_growth * step / self.steps), self.max_lr)
+
+    def step_of(self, lr: float) -> float:
+        """The step that has ``lr``."""
+        return math.log(lr / self.min_lr) / self._log_growth * self.steps
 
 
 @dataclasses.dataclass(frozen=True)

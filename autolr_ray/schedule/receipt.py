@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from autolr_ray.schedule.leg import Rise
 from autolr_ray.schedule.smoother import Array
-from autolr_ray.schedule.switch import RECEIPT_POINTS, Verdict
+from autolr_ray.schedule.switch import RECEIPT_POINTS, Evidence, SwitchRule, Verdict
 
 _VERDICTS = list(Verdict)
 _SCALARS = 14
@@ -53,6 +54,29 @@ class Receipt:
     prior_mean: float
     mean: Array
     sd: Array
+
+    @classmethod
+    def of(
+        cls, rule: SwitchRule, rise: Rise, step: int, evidence: Evidence, verdict: Verdict, positives: int
+    ) -> Receipt:
+        """Of a test after ``step`` steps of ``rise``, all of whose losses ``rule`` has seen."""
+        argmin_step = rule.step_of(evidence.argmin, step)
+        return cls(
+            step=step,
+            lr=rise.lr(step - 1),
+            verdict=verdict,
+            strength=evidence.strength,
+            probability=evidence.probability,
+            positives=positives,
+            argmin_step=argmin_step,
+            argmin_lr=rise.lr(argmin_step),
+            earliest_step=min(rule.step_of(evidence.earliest, step), argmin_step),
+            outputscale=evidence.hyper.outputscale,
+            noise=evidence.hyper.noise,
+            prior_mean=evidence.hyper.mean,
+            mean=evidence.mean,
+            sd=evidence.sd,
+        )
 
     @property
     def reason(self) -> str:

@@ -209,7 +209,7 @@ class Run:
         done = self.t - self.schedule._legs[0].start
         if self.straight:
             return 2.3 - 1.8 * min(done / self.straight, 1.0) + noise
-        return 0.5 + 1.8 * math.exp(-done / 10.0) + noise
+        return 0.5 + 1.8 * math.exp(-done / 5.0) + noise
 
     def step(self):
         backward_on_batch(self.model, self.t)

@@ -254,7 +254,7 @@ def test_a_sweep_with_momentum_that_builds_up_counts_for_less(name):
     while not run.schedule._legs:
         run.step()
     rates = np.array(run.rates)
-    rate = run.schedule._sweep.lr(rates)
+    rate = run.schedule._swept.sweep.lr(rates)
     seen = 1.0 + math.log(rate / rates[0]) / math.log(rates[1] / rates[0])
     share = momentum_share(run.optimizer.param_groups[0], seen)
     assert (share < 0.7) == (name == "sgd_momentum")
@@ -332,7 +332,7 @@ def test_a_fall_that_the_sweep_was_too_short_to_see():
     assert sweep.argmin_lr == pytest.approx(run.rates[6] / 1.5)  # it has done no harm
     assert 1 < sweep.rolled_back_to < sweep.step
     assert run.schedule.decision.verdict is Verdict.REACHED
-    assert run.schedule.peak_lr == pytest.approx(1.5 * sweep.argmin_lr)
+    assert run.schedule._legs[0].first_peak == pytest.approx(1.5 * sweep.argmin_lr)
 
 
 @pytest.mark.filterwarnings("ignore::autolr_ray.schedule.DivergenceWarning")
