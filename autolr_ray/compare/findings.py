@@ -201,8 +201,9 @@ class Findings:
     def decisions(self) -> list[tuple[RunRecord, ReceiptRow, int]]:
         """Of each reported run the receipts that moved something, with the step whose weights were put back.
 
-        That of a sweep, which set the scale; that of the switch (the one of its step, else the last); any
-        other that put weights back. -1: none were, or it is not known.
+        That of a sweep, which set the scale; those that let the learning rate rise beyond it; that of the
+        switch (the one of its step, else the last); any other that put weights back. -1: none were, or it is
+        not known.
         """
         found = []
         for r in (r for r in self.runs if self.is_reported(r) and r.receipts):
@@ -211,7 +212,7 @@ class Findings:
             found += [
                 (r, x, backs.get(x.step, -1))
                 for x in r.receipts
-                if x is switch or x.step == r.sweep_steps or x.step in backs
+                if x is switch or x.step in (r.sweep_steps, *r.rises, *backs)
             ]
         return found
 

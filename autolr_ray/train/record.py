@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autolr_ray.files import write_atomically
 from autolr_ray.remote import Location
-from autolr_ray.schedule.switch import SWEEPS
+from autolr_ray.schedule.switch import SWEEPS, Verdict
 
 # How ``tuning`` begins in records that Tune's ASHA would have left, made from those of a grid's runs.
 ASHA_TUNING = "ASHA over"
@@ -136,6 +136,11 @@ class RunRecord(_Row):
     def sweep_steps(self) -> int:
         """Steps of the sweep before a linear warmup; 0 where there was none."""
         return next((x.step for x in self.receipts if x.verdict in _SWEEPS), 0)
+
+    @property
+    def rises(self) -> list[int]:
+        """The steps at which a linear warmup was over and the learning rate went on rising."""
+        return [x.step for x in self.receipts if x.verdict == Verdict.RISES_ON.name.lower()]
 
 
 def write_record(record: RunRecord, folder: Location) -> Location:

@@ -124,6 +124,11 @@ def test_a_sweep_that_put_weights_back_is_told(tmp_path: Path) -> None:
     told = findings(records).decisions
     first = [(receipt.verdict, back) for record, receipt, back in told if record.seed == 0]
     assert first == [("swept", 1), ("reached", -1)]
+    sweep, turn = records[0].receipts
+    on = turn.model_copy(update={"verdict": "rises_on", "step": (sweep.step + turn.step) // 2})
+    told = findings([changed(records[0], receipts=[sweep, on, turn]), *records[1:]]).decisions
+    first = [receipt.verdict for record, receipt, _ in told if record.seed == 0]
+    assert first == ["swept", "rises_on", "reached"]
     page = write_report(records, tmp_path / "new", study_name="swept").html.read_text()
     assert '"sweep":' in page
     assert "<td>not kept</td>" not in page
