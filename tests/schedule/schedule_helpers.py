@@ -7,7 +7,7 @@ import importlib.util
 import io
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -240,3 +240,25 @@ def runs_of_older_state(change, make=Run, t=20):
     change(state)
     other.schedule.load_state_dict(state)
     return run, other
+
+
+def whole_run_that_resumes(make: Callable[[], Run], at: Container[int]) -> Run:
+    """A run of ``make``, to its end; one saved after any step in ``at`` and taken up anew ends the same."""
+    whole, states = make(), {}
+    while whole.t < whole.total:
+        if whole.t in at:
+            parts = (whole.model, whole.optimizer, whole.schedule)
+            states[whole.t] = saved_and_loaded(copy.deepcopy([part.state_dict() for part in parts]))
+        whole.step()
+    receipts = [r.to_dict() for r in whole.schedule.receipts]
+    for t, (model, optimizer, schedule) in states.items():
+        resumed = make()
+        resumed.model.load_state_dict(model)
+        resumed.optimizer.load_state_dict(optimizer)
+        resumed.schedule.load_state_dict(schedule)
+        resumed.rates, resumed.t = whole.rates[:t], t
+        resumed.end()
+        assert resumed.rates == whole.rates
+        assert_same(everything(resumed.model, resumed.optimizer), everything(whole.model, whole.optimizer))
+        assert_same([r.to_dict() for r in resumed.schedule.receipts], receipts)
+    return whole

@@ -1,13 +1,12 @@
 """A loss that falls at the end of the warmup as it has all along asks for more than the warmup's peak."""
 
-import copy
 import math
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from schedule_helpers import Run, assert_same, everything, runs_of_older_state, saved_and_loaded
+from schedule_helpers import Run, assert_same, runs_of_older_state, saved_and_loaded, whole_run_that_resumes
 
 from autolr_ray.schedule import Verdict
 from autolr_ray.schedule.leg import Leg
@@ -240,28 +239,9 @@ def test_a_straight_fall_within_the_noise_asks_for_nothing():
 
 @pytest.mark.parametrize("blows", [(), range(70, 200)], ids=["reached", "passed"])
 def test_split_training_is_the_whole_training(blows):
-    def make():
-        return Run(total=160, straight=60, blows=blows)
-
-    whole, states = make(), {}
-    while whole.t < 160:
-        if whole.t % 7 == 0 or 38 <= whole.t < 48:
-            parts = (whole.model, whole.optimizer, whole.schedule)
-            states[whole.t] = saved_and_loaded(copy.deepcopy([part.state_dict() for part in parts]))
-        whole.step()
+    at = {*range(0, 160, 7), *range(38, 48)}
+    whole = whole_run_that_resumes(lambda: Run(total=160, straight=60, blows=blows), at)
     assert verdicts(whole, Verdict.RISES_ON)
-    for t, (model, optimizer, schedule) in states.items():
-        resumed = make()
-        resumed.model.load_state_dict(model)
-        resumed.optimizer.load_state_dict(optimizer)
-        resumed.schedule.load_state_dict(schedule)
-        resumed.rates, resumed.t = whole.rates[:t], t
-        resumed.end()
-        assert resumed.rates == whole.rates
-        assert_same(everything(resumed.model, resumed.optimizer), everything(whole.model, whole.optimizer))
-        assert_same(
-            [r.to_dict() for r in resumed.schedule.receipts], [r.to_dict() for r in whole.schedule.receipts]
-        )
 
 
 def test_a_state_from_before_there_were_rises_goes_on():

@@ -15,8 +15,8 @@ from schedule_helpers import (
     dummy_optimizer,
     everything,
     runs_of_older_state,
-    saved_and_loaded,
     small_net,
+    whole_run_that_resumes,
 )
 
 from autolr_ray.schedule import AutoWarmup, DivergenceError, DivergenceWarning, RobustRule, Verdict
@@ -270,32 +270,7 @@ def test_the_second_half_is_not_watched_and_keeps_no_snapshots():
 @pytest.mark.parametrize("blows", [(), range(20, 100)], ids=["reached", "passed"])
 @pytest.mark.parametrize("name", ["adamw", "sgd_momentum"])
 def test_split_training_is_the_whole_training_at_every_step(name, blows):
-    whole = Run(total=60, name=name, blows=blows)
-    states = []
-    for _ in range(59):
-        states.append(
-            saved_and_loaded(
-                {
-                    "model": copy.deepcopy(whole.model.state_dict()),
-                    "optimizer": copy.deepcopy(whole.optimizer.state_dict()),
-                    "schedule": whole.schedule.state_dict(),
-                }
-            )
-        )
-        whole.step()
-    whole.step()
-    for t, state in enumerate(states):
-        resumed = Run(total=60, name=name, blows=blows)
-        resumed.model.load_state_dict(state["model"])
-        resumed.optimizer.load_state_dict(state["optimizer"])
-        resumed.schedule.load_state_dict(state["schedule"])
-        resumed.rates, resumed.t = whole.rates[:t], t
-        resumed.end()
-        assert resumed.rates == whole.rates
-        assert_same(everything(resumed.model, resumed.optimizer), everything(whole.model, whole.optimizer))
-        assert_same(
-            [r.to_dict() for r in resumed.schedule.receipts], [r.to_dict() for r in whole.schedule.receipts]
-        )
+    whole_run_that_resumes(lambda: Run(total=60, name=name, blows=blows), range(60))
 
 
 def test_no_finite_loss_at_all():
