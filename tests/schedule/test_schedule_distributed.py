@@ -87,21 +87,26 @@ def train(rank, batch_norm=True):
     }
 
 
-def swept_losses(rank):
-    """A sweep that explodes in the seventh step, a fall, a blow-up; on each rank with its own noise."""
+def swept_losses(rank, straight=False):
+    """A sweep that explodes in the seventh step, a fall, a blow-up; on each rank with its own noise.
+
+    ``straight``: the fall is a straight line, and nothing blows up.
+    """
     own = np.random.default_rng(3).normal(0.0, 0.1, TOTAL) * (1 if rank else -1)
     fall = 0.5 + 1.8 * np.exp(-np.arange(TOTAL - 7) / 6.0)
     fall[18:] = 9.0
+    if straight:
+        fall = np.maximum(2.3 - 0.1 * np.arange(TOTAL - 7), 0.5)
     return (np.array([2.3, 2.3, 2.3, 2.2, 1.9, 1.3, 40.0, *fall]) + own).tolist()
 
 
-def sweep(rank, optimizers=(OPTIMIZERS["adamw"],) * RANKS):
+def sweep(rank, optimizers=(OPTIMIZERS["adamw"],) * RANKS, **losses):
     """A linear warmup of each rank's own weights."""
     model = small_net(True, seed=rank)
     optimizer = optimizers[rank](model.parameters())
     scheduler = AutoWarmup(optimizer, TOTAL, model=model)
     past, rates, found = {}, [], None
-    for step, loss in enumerate(swept_losses(rank)):
+    for step, loss in enumerate(swept_losses(rank, **losses)):
         rates.append(scheduler.get_last_lr())
         backward_on_batch(model, 1000 * rank + step)
         optimizer.step()
@@ -169,6 +174,7 @@ def work(rank, folder):
         "resume": resume(rank),
         "train": train(rank),
         "sweep": sweep(rank),
+        "rises": sweep(rank, straight=True),
         "layers": sweep(rank, (OPTIMIZERS["lamb"], OPTIMIZERS["adamw"])),
         "collectives": count_collectives(rank),
         "drained": drained(rank),
@@ -244,6 +250,13 @@ def test_ranks_sweep_and_go_back_together(ranks):
     assert verdicts[0] == Verdict.SWEPT.name
     assert Verdict.PASSED.name in verdicts
     assert ranks[0]["sweep"]["rolled_back_to"] > 7
+
+
+def test_ranks_rise_on_together(ranks):
+    assert_same(ranks[0]["rises"], ranks[1]["rises"])
+    verdicts = ranks[0]["rises"]["verdicts"]
+    assert Verdict.RISES_ON.name in verdicts
+    assert Verdict.REACHED.name in verdicts
 
 
 def test_rank_zero_says_whether_the_peak_comes_from_the_steps_left(ranks):
