@@ -19,8 +19,8 @@ import torch
 
 EXAMPLES = Path(__file__).parents[2] / "experiments" / "examples"
 EPOCHS, IMAGES = 5, 424
-# 53 optimizer steps an epoch: the warmup ends at step 57 to 59, whether the sweep took 5 steps or 8, and
-# losses are watched for 132.
+# 53 optimizer steps an epoch: the warmup ends at step 57 to 59, whether the sweep took 5 steps or 8, or as
+# many times 13 steps later as the learning rate went on rising, and losses are watched for 132.
 STEPS, WATCHED = 53, 132
 LENGTH = f"--epochs {EPOCHS} --limit {IMAGES} --batch-size"
 PASSED = re.compile(r"switch at step (\d+), peak lr ([\d.e-]+): (the (?:loss|warmup) .+)")
@@ -100,9 +100,12 @@ def epochs(printed: str) -> dict[int, tuple[float, str]]:
     return {int(number): (float(lr), phase) for number, lr, phase in EPOCH.findall(printed)}
 
 
-def rate_at_first_end(sweep: int) -> float:
-    """The learning rate after the first epoch, as a share of the peak, if the sweep took so many steps."""
-    return (STEPS - sweep + 1) / (int(0.2 * (EPOCHS * STEPS - sweep)) + 1)
+def turn(sweep: int, rises: int) -> tuple[int, float]:
+    """If the sweep took so many steps and the learning rate went on rising so many times: the step of the
+    peak, and the learning rate after the first epoch as a share of it.
+    """
+    warmup = int(0.2 * (EPOCHS * STEPS - sweep))
+    return sweep + warmup + 13 * rises, (STEPS - sweep + 1) / (warmup + 1) / 1.5**rises
 
 
 def assert_turned_and_ended(printed: str) -> None:
@@ -115,8 +118,9 @@ def assert_turned_and_ended(printed: str) -> None:
     assert STEPS < int(switch[0]) <= WATCHED
     assert 1e-5 < float(switch[1]) < 1.0
     if "has reached" in switch[2]:
-        shares = (rate_at_first_end(sweep) for sweep in range(5, 9))
-        assert any(rows[1][0] == pytest.approx(share * float(switch[1]), rel=1e-4) for share in shares)
+        share = rows[1][0] / float(switch[1])
+        turns = [turn(sweep, rises) for sweep in range(5, 9) for rises in range(5)]
+        assert any((int(switch[0]), share) == (step, pytest.approx(known, rel=1e-4)) for step, known in turns)
 
 
 def assert_equal(left: Any, right: Any) -> None:
