@@ -208,12 +208,9 @@ class Findings:
         found = []
         for r in (r for r in self.runs if self.is_reported(r) and r.receipts):
             backs = dict(r.put_backs)
+            moving = {r.sweep_steps, *r.rises, *backs}
             switch = next((x for x in r.receipts if x.step == r.switch_step), r.receipts[-1])
-            found += [
-                (r, x, backs.get(x.step, -1))
-                for x in r.receipts
-                if x is switch or x.step in (r.sweep_steps, *r.rises, *backs)
-            ]
+            found += [(r, x, backs.get(x.step, -1)) for x in r.receipts if x is switch or x.step in moving]
         return found
 
     def _summary(self, arm: str, batch_size: int) -> ArmSummary | None:

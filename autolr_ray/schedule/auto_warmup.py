@@ -27,7 +27,6 @@ from autolr_ray.schedule.trace import LossTrace
 FALLBACKS = ("argmin", "keep")
 WARMUPS = ("linear", "exponential")
 _SNAPSHOTS_PER_WARMUP = 64
-_OF_SWEPT = ("sweep", "layerwise", "burst", "pace", "start", "unused_optimizer")  # of a state
 
 
 class AutoWarmup(Schedule):
@@ -48,7 +47,7 @@ class AutoWarmup(Schedule):
     until ``max_warmup_fraction`` of the steps: whenever the loss has passed its minimum, or three losses in a
     row lie far above it, training goes on from there, the decay starting at half of the learning rate that it
     had there (the first time at the whole of it where the learning rate had gone on rising, and with LAMB and
-    its like, where rises do not count until as many steps after the peak as it took to come there).
+    its like, whose loss may rise, uncounted, for as long after the peak as the last stretch up to it took).
 
     ``"exponential"`` (the original): step ``t`` runs at ``min_lr * (max_lr / min_lr) ** (t / W)``, over at
     most ``W = max_warmup_fraction * total_steps`` steps; after the minimum the decay starts from the
@@ -305,15 +304,15 @@ class AutoWarmup(Schedule):
         distributed = is_distributed(self._distributed)
         losses = self._pending.drain(distributed=distributed)
         self.trace.update(losses)
-        sweeping = self._swept is not None and not self._legs
         if self._swept is not None:
-            receipt, is_test = self._swept.judge(step, losses), True
+            receipt = self._swept.judge(step, losses)
         else:
             receipt, is_test = self._rise_on(step, losses)
         if distributed:
             receipt = Receipt.from_vector(from_rank_zero(receipt.to_vector()))
         if self._swept is not None:
             receipt = self._follow(self._swept, receipt)
+            is_test = receipt.verdict is not Verdict.RISING  # a step of the sweep but its last
         else:
             self._positives = receipt.positives
             if receipt.verdict.ends_warmup:
@@ -321,7 +320,7 @@ class AutoWarmup(Schedule):
             elif self._snapshots is not None and step % self._snapshot_every == 0:
                 self._snapshots.take(step, receipt.argmin_step, receipt.earliest_step)
         self._last_look, self._next_look = step, self._look_after(step)
-        if is_test and not (sweeping and receipt.verdict is Verdict.RISING):
+        if is_test:
             self.receipts.append(receipt)
 
     def _follow(self, swept: SweptWarmup, receipt: Receipt) -> Receipt:
@@ -401,14 +400,14 @@ class AutoWarmup(Schedule):
             "switch_step": self.switch_step,
             "rolled_back_to": self.rolled_back_to,
             "legs": [dataclasses.astuple(leg) for leg in self._legs],
-            "positives": self._positives if self._swept is None else self._swept.positives,
+            "positives": self._positives,
             "last_look": self._last_look,
             "pending": self._pending.tensor().cpu(),
             "rule": self.rule.state_dict(),
             "receipts": [receipt.to_dict() for receipt in self.receipts],
             "trace": self.trace.state_dict(),
             "snapshots": self._snapshots.state_dict() if self._snapshots is not None else None,
-            **(dict.fromkeys(_OF_SWEPT) if self._swept is None else self._swept.state_dict()),
+            **({} if self._swept is None else self._swept.state_dict()),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -432,7 +431,6 @@ class AutoWarmup(Schedule):
         if self._swept is not None:
             by_layers = bool(self.receipts) and self.receipts[0].verdict is Verdict.LAYERWISE
             self._swept.load_state_dict(state_dict, by_layers=by_layers)
-            self._swept.positives = self._positives
         self.rule.load_state_dict(state_dict["rule"])
         self.trace.load_state_dict(state_dict["trace"])
         self._set_lr(self._lr())

@@ -236,7 +236,7 @@ class SweptWarmup:
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and tensors, without what AutoWarmup's own state holds: legs, rule and snapshots."""
         return {
-            "sweep": self.sweep.state_dict(), "layerwise": self.layerwise,
+            "positives": self.positives, "sweep": self.sweep.state_dict(), "layerwise": self.layerwise,
             "burst": self._burst.state_dict(), "pace": self._pace.state_dict(),
             "start": self._start.state_dict(), "unused_optimizer": self._unused_optimizer,
         }  # fmt: skip
@@ -246,6 +246,7 @@ class SweptWarmup:
 
         ``by_layers``: whether the sweep's receipt has said so.
         """
+        self.positives = int(state["positives"])
         self._start.load_state_dict(state["start"])
         self.sweep.load_state_dict(state["sweep"])
         self._unused_optimizer = state["unused_optimizer"]

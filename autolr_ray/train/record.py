@@ -13,6 +13,7 @@ from autolr_ray.schedule.switch import SWEEPS, Verdict
 # How ``tuning`` begins in records that Tune's ASHA would have left, made from those of a grid's runs.
 ASHA_TUNING = "ASHA over"
 _SWEEPS = tuple(verdict.name.lower() for verdict in SWEEPS)
+_RISES_ON = Verdict.RISES_ON.name.lower()
 
 
 class _Row(BaseModel):
@@ -140,7 +141,7 @@ class RunRecord(_Row):
     @property
     def rises(self) -> list[int]:
         """The steps at which a linear warmup was over and the learning rate went on rising."""
-        return [x.step for x in self.receipts if x.verdict == Verdict.RISES_ON.name.lower()]
+        return [x.step for x in self.receipts if x.verdict == _RISES_ON]
 
 
 def write_record(record: RunRecord, folder: Location) -> Location:
