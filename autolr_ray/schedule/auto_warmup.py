@@ -10,23 +10,23 @@ from torch.optim import Optimizer
 
 from autolr_ray.schedule import look_inside
 from autolr_ray.schedule.base import Loss, Schedule, require_finite
+from autolr_ray.schedule.course import Course
 from autolr_ray.schedule.decay import Decay, get_decay
 from autolr_ray.schedule.divergence import ON_DIVERGENCE, report_divergence
+from autolr_ray.schedule.exponential_warmup import ExponentialWarmup
 from autolr_ray.schedule.leg import Leg, Rise
 from autolr_ray.schedule.pending import PendingLosses, from_rank_zero, is_distributed
 from autolr_ray.schedule.receipt import Receipt
 from autolr_ray.schedule.robust_rule import RobustRule
 from autolr_ray.schedule.rollback import PLACES, HasState, SnapshotStore
 from autolr_ray.schedule.rules import get_rule
-from autolr_ray.schedule.smoother import Array
 from autolr_ray.schedule.sweep import sweep_steps
 from autolr_ray.schedule.swept_warmup import SweptWarmup
-from autolr_ray.schedule.switch import Evidence, SwitchRule, Verdict, decide
+from autolr_ray.schedule.switch import SwitchRule
 from autolr_ray.schedule.trace import LossTrace
 
 FALLBACKS = ("argmin", "keep")
 WARMUPS = ("linear", "exponential")
-_SNAPSHOTS_PER_WARMUP = 64
 
 
 class AutoWarmup(Schedule):
@@ -161,32 +161,39 @@ class AutoWarmup(Schedule):
         self.fallback = fallback
         self.on_divergence = on_divergence
         self.warmup_steps = max(1, int(total_steps * max_warmup_fraction))
-        self._rule = get_rule(rule)
-        self._swept: SweptWarmup | None = None
-        self.warmup = self._choose_warmup(warmup, model is not None and rollback is not False)
+        rule = get_rule(rule)
+        can_roll_back = model is not None and rollback is not False
+        self.warmup = self._choose_warmup(warmup, rule, can_roll_back)
         if decay is None and self.warmup == "linear":
             self.decay_name, self._decay = "linear", get_decay("linear")
-        self._test_every = self.rule.test_interval(self.warmup_steps, steps_per_epoch)
+        self._test_every = rule.test_interval(self.warmup_steps, steps_per_epoch)
         is_distributed(distributed)  # an error here rather than at the first test
         self._distributed = distributed
         self._pending = PendingLosses()
-        self._positives = 0
-        self._snapshots: SnapshotStore | None = None
-        self._snapshot_every = self.warmup_steps
-        if model is not None and rollback is not False:
-            self._snapshots = SnapshotStore(model, optimizer, scaler=scaler, place=snapshot_device)
-            self._snapshot_every = max(1, self.warmup_steps // _SNAPSHOTS_PER_WARMUP)
+
+        def store() -> SnapshotStore | None:
+            if model is None or not can_roll_back:
+                return None
+            return SnapshotStore(model, optimizer, scaler=scaler, place=snapshot_device)
+
+        self._snapshots = store()
         self._legs: list[Leg] = []
         steps = sweep_steps(total_steps) - 1 if self.warmup == "linear" else self.warmup_steps
         self._rise = Rise(self.min_lr, self.max_lr, steps)
+        self._course: Course
         if self.warmup == "linear":
-            self._snapshot_every = self._test_every
-            assert model is not None
+            start = store()
             assert self._snapshots is not None
-            self._swept = SweptWarmup(
-                optimizer, self._rule, self._rise, total_steps=total_steps, warmup_steps=self.warmup_steps,
-                final_lr=self.final_lr, snapshots=self._snapshots, legs=self._legs, lr_at=self.lr_at,
-                start=SnapshotStore(model, optimizer, scaler=scaler, place=snapshot_device),
+            assert start is not None
+            self._course = SweptWarmup(
+                optimizer, rule, self._rise, total_steps=total_steps, warmup_steps=self.warmup_steps,
+                test_every=self._test_every, final_lr=self.final_lr, start=start, snapshots=self._snapshots,
+                legs=self._legs, lr_at=self.lr_at,
+            )  # fmt: skip
+        else:
+            self._course = ExponentialWarmup(
+                rule, self._rise, test_every=self._test_every, fallback=fallback,
+                snapshots=self._snapshots, legs=self._legs,
             )  # fmt: skip
         self.peak_lr: float | None = None
         self.switch_step: int | None = None
@@ -194,14 +201,14 @@ class AutoWarmup(Schedule):
         self.receipts: list[Receipt] = []
         self.trace = LossTrace()
         self._last_look = 0
-        self._next_look = self._look_after(0)
+        self._next_look = self._course.next_look(0)
         self._set_lr(self._lr())
 
-    def _choose_warmup(self, asked: str | None, can_roll_back: bool) -> str:
+    def _choose_warmup(self, asked: str | None, rule: SwitchRule, can_roll_back: bool) -> str:
         steps = 2 * sweep_steps(self.total_steps)
         missing = [
             *([] if can_roll_back else ["model and rollback: weights are put back after the sweep"]),
-            *([] if self.rule.name != "paper" else ["another rule than 'paper', the original's"]),
+            *([] if rule.name != "paper" else ["another rule than 'paper', the original's"]),
             *([] if self.warmup_steps >= steps else [f"max_warmup_fraction * total_steps >= {steps}"]),
         ]
         if asked not in (None, *WARMUPS):
@@ -210,7 +217,7 @@ class AutoWarmup(Schedule):
             raise ValueError(f"warmup: 'linear' is not allowed; it needs {' and '.join(missing)}")
         if asked is not None:
             return asked
-        return "exponential" if missing or not isinstance(self.rule, RobustRule) else "linear"
+        return "exponential" if missing or not isinstance(rule, RobustRule) else "linear"
 
     @property
     def phase(self) -> str:
@@ -232,13 +239,12 @@ class AutoWarmup(Schedule):
     @property
     def rule(self) -> SwitchRule:
         """That watches the losses now."""
-        return self._rule if self._swept is None else self._swept.rule
+        return self._course.rule
 
     @property
     def _watching(self) -> bool:
         """The losses of the steps to come are looked at."""
-        undecided = self.peak_lr is None if self._swept is None else self._swept.may_change
-        return self.last_epoch < self.warmup_steps and undecided
+        return self.last_epoch < self.warmup_steps and self._course.may_change
 
     def step(self, loss: Loss) -> None:  # type: ignore[override]
         """Call once after each optimizer step, with the training loss of that step.
@@ -286,99 +292,25 @@ class AutoWarmup(Schedule):
     def _lr(self) -> float:
         return self.lr_at(self.last_epoch)
 
-    def _look_after(self, step: int) -> int:
-        """The next step at which losses are read: a test, a snapshot, or the end of a warmup."""
-        start, ends = 0, [self.warmup_steps]
-        if self.warmup == "linear":
-            if not self._legs:
-                return step + 1
-            leg = self._legs[-1]
-            start = leg.start
-            ends += [leg.turn] if leg.turn > step else []
-        every = (self._test_every, self._snapshot_every)
-        return min(*ends, *(start + ((step - start) // n + 1) * n for n in every))
-
     def _look(self) -> None:
         """Read the waiting losses; test, take a snapshot, change the course, as the step demands."""
         step = self.last_epoch
         distributed = is_distributed(self._distributed)
         losses = self._pending.drain(distributed=distributed)
         self.trace.update(losses)
-        if self._swept is not None:
-            receipt = self._swept.judge(step, losses)
-        else:
-            receipt, is_test = self._rise_on(step, losses)
+        receipt = self._course.judge(step, losses)
         if distributed:
             receipt = Receipt.from_vector(from_rank_zero(receipt.to_vector()))
-        if self._swept is not None:
-            receipt = self._follow(self._swept, receipt)
-            is_test = receipt.verdict is not Verdict.RISING  # a step of the sweep but its last
-        else:
-            self._positives = receipt.positives
-            if receipt.verdict.ends_warmup:
-                receipt = self._switch(receipt)
-            elif self._snapshots is not None and step % self._snapshot_every == 0:
-                self._snapshots.take(step, receipt.argmin_step, receipt.earliest_step)
-        self._last_look, self._next_look = step, self._look_after(step)
-        if is_test:
-            self.receipts.append(receipt)
-
-    def _follow(self, swept: SweptWarmup, receipt: Receipt) -> Receipt:
-        receipt = swept.follow(receipt)
+        receipt = self._course.follow(receipt)
         if receipt.rolled_back_to >= 0:
             self.rolled_back_to = receipt.rolled_back_to
-        if self._legs and receipt.step >= self._legs[-1].turn:
+        if self._legs and step >= self._legs[-1].turn:
             self.peak_lr, self.switch_step = self._legs[-1].peak_lr, self._legs[-1].turn
         if not self._watching and self._snapshots is not None:
             self._snapshots.clear()
-        return receipt
-
-    # The exponential warmup.
-
-    def _rise_on(self, step: int, losses: Array) -> tuple[Receipt, bool]:
-        self.rule.observe(losses, self.warmup_steps)
-        exhausted = step >= self.warmup_steps
-        is_test = exhausted or step % self._test_every == 0
-        return (self._judge(step, exhausted) if is_test else self._glance(step)), is_test
-
-    def _judge(self, step: int, exhausted: bool) -> Receipt:
-        any_finite = self.rule.smoother.count > 0
-        evidence = self.rule.test() if any_finite else Evidence.none(positive=self.rule.hopeless())
-        # The end of the longest warmup is no test of the rule's: it only asks for the minimum.
-        counts = evidence.positive and step % self._test_every == 0 and not exhausted
-        positives = self._positives + 1 if counts else 0
-        verdict = decide(
-            positives=positives,
-            patience=self.rule.patience,
-            exhausted=exhausted,
-            improved=evidence.improved,
-            argmin=evidence.argmin,
-            fallback=self.fallback,
-            any_finite=any_finite,
-        )
-        return Receipt.of(self.rule, self._rise, step, evidence, verdict, positives)
-
-    def _glance(self, step: int) -> Receipt:
-        """Between tests: where the minimum is now, for the choice of snapshots."""
-        argmin, earliest = self.rule.minimum()
-        evidence = dataclasses.replace(Evidence.none(), argmin=argmin, earliest=earliest)
-        return Receipt.of(self.rule, self._rise, step, evidence, Verdict.RISING, self._positives)
-
-    def _switch(self, receipt: Receipt) -> Receipt:
-        turned = receipt.verdict in (Verdict.PASSED, Verdict.EXHAUSTED, Verdict.DIVERGED)
-        self.switch_step = receipt.step
-        if turned:
-            self.peak_lr = receipt.argmin_lr
-        else:
-            self.peak_lr = self.min_lr if receipt.verdict is Verdict.NO_EVIDENCE else receipt.lr
-        if self._snapshots is not None:
-            if turned:
-                self.rolled_back_to = self._snapshots.restore(receipt.argmin_step)
-            self._snapshots.clear()
-        self._legs.append(Leg(receipt.step, 0, self.peak_lr))
-        return dataclasses.replace(
-            receipt, rolled_back_to=-1 if self.rolled_back_to is None else self.rolled_back_to
-        )
+        self._last_look, self._next_look = step, self._course.next_look(step)
+        if self._course.is_kept(receipt):
+            self.receipts.append(receipt)
 
     def _settings(self) -> dict[str, Any]:
         return super()._settings() | {
@@ -400,14 +332,13 @@ class AutoWarmup(Schedule):
             "switch_step": self.switch_step,
             "rolled_back_to": self.rolled_back_to,
             "legs": [dataclasses.astuple(leg) for leg in self._legs],
-            "positives": self._positives,
             "last_look": self._last_look,
             "pending": self._pending.tensor().cpu(),
             "rule": self.rule.state_dict(),
             "receipts": [receipt.to_dict() for receipt in self.receipts],
             "trace": self.trace.state_dict(),
             "snapshots": self._snapshots.state_dict() if self._snapshots is not None else None,
-            **({} if self._swept is None else self._swept.state_dict()),
+            **self._course.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -424,13 +355,10 @@ class AutoWarmup(Schedule):
             for start, warmup, peak, *more in state_dict["legs"]
         ]
         self._last_look = int(state_dict["last_look"])
-        self._next_look = self._look_after(self._last_look)
+        self._next_look = self._course.next_look(self._last_look)
         self._pending.fill(state_dict["pending"].tolist())
         self.receipts = [Receipt.from_dict(receipt) for receipt in state_dict["receipts"]]
-        self._positives = int(state_dict["positives"])
-        if self._swept is not None:
-            by_layers = bool(self.receipts) and self.receipts[0].verdict is Verdict.LAYERWISE
-            self._swept.load_state_dict(state_dict, by_layers=by_layers)
+        self._course.load_state_dict(state_dict, self.receipts)
         self.rule.load_state_dict(state_dict["rule"])
         self.trace.load_state_dict(state_dict["trace"])
         self._set_lr(self._lr())

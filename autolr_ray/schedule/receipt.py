@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,10 @@ class Receipt:
     def reason(self) -> str:
         """The verdict in words."""
         return self.verdict.value
+
+    def went_back(self, step: int | None) -> Receipt:
+        """It, with the step whose weights were put back; as it is where none were."""
+        return self if step is None else replace(self, rolled_back_to=step)
 
     def to_vector(self) -> torch.Tensor:
         """[VECTOR_LENGTH] float64: what rank 0 sends to the others."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,16 +33,14 @@ _DEAR_SWEEP = 0.05
 
 
 class SweptWarmup:
-    """Decides and does what :class:`AutoWarmup` describes as its linear warmup.
-
-    At each look :meth:`judge` says what losses come to, on every rank; :meth:`follow` does what rank 0's
-    receipt says.
+    """Decides and does what :class:`AutoWarmup` describes as its linear warmup (a ``Course``).
 
     Args:
         optimizer: whose state and weights are put back.
         rule: that watches the losses after the sweep, unused.
         rise: the sweep's learning rates, and how many steps it has at most.
         total_steps, warmup_steps: of the run, and as long as losses are watched.
+        test_every: optimizer steps between tests, after the sweep.
         final_lr: the learning rate after the last step.
         start, snapshots: stores for the weights at the start, and near the loss's minimum.
         legs: filled as the course is decided.
@@ -57,11 +55,11 @@ class SweptWarmup:
 
     def __init__(
         self, optimizer: Optimizer, rule: SwitchRule, rise: Rise, *, total_steps: int, warmup_steps: int,
-        final_lr: float, start: SnapshotStore, snapshots: SnapshotStore, legs: list[Leg],
+        test_every: int, final_lr: float, start: SnapshotStore, snapshots: SnapshotStore, legs: list[Leg],
         lr_at: Callable[[int], float],
     ) -> None:  # fmt: skip
         self.optimizer, self.rule, self.rise, self.legs = optimizer, rule, rise, legs
-        self.total_steps, self.warmup_steps = total_steps, warmup_steps
+        self.total_steps, self.warmup_steps, self.test_every = total_steps, warmup_steps, test_every
         self.positives = 0
         self.sweep = Sweep(rise.steps + 1)
         self.layerwise: bool | None = None
@@ -77,6 +75,14 @@ class SweptWarmup:
     def may_change(self) -> bool:
         """Whether anything is left to decide: nothing is at the lowest learning rate."""
         return not self.legs or self.legs[-1].peak_lr > self.lowest_lr
+
+    def next_look(self, step: int) -> int:
+        """Each step of the sweep; then the next test, the leg's turn, or the end."""
+        if not self.legs:
+            return step + 1
+        leg, n = self.legs[-1], self.test_every
+        test = leg.start + ((step - leg.start) // n + 1) * n
+        return min(self.warmup_steps, test, leg.turn if leg.turn > step else test)
 
     def judge(self, step: int, losses: Array) -> Receipt:
         """What is known after ``step``, with the losses [k] of the last k steps."""
@@ -116,6 +122,10 @@ class SweptWarmup:
                 self._unused_optimizer = self._start.optimizer_state()
         self._snapshots.take(step, receipt.argmin_step)
         return receipt
+
+    def is_kept(self, receipt: Receipt) -> bool:
+        """Whether it is not that of a step of the sweep, unless the last."""
+        return receipt.verdict is not Verdict.RISING
 
     def _sweep_on(self, step: int) -> Receipt:
         sweep, rise = self.sweep, self.rise
@@ -193,7 +203,7 @@ class SweptWarmup:
         self._start.clear()
         self._unused_optimizer = {}
         self._begin(step, leg)
-        return _went_back(receipt, back)
+        return receipt.went_back(back)
 
     def _go_back(self, receipt: Receipt) -> Receipt:
         """To the loss's minimum, and into the decay."""
@@ -203,7 +213,7 @@ class SweptWarmup:
         fine = len(self.legs) == 1 and (self._by_layers or self.legs[0].rises > 0)
         peak = (1.0 if fine else _BACK_OFF) * receipt.argmin_lr
         self._begin(receipt.step, Leg(receipt.step, 0, max(peak, self.lowest_lr)))
-        return _went_back(receipt, back)
+        return receipt.went_back(back)
 
     def _warmup_to(self, receipt: Receipt) -> Leg:
         step = receipt.step
@@ -241,16 +251,14 @@ class SweptWarmup:
             "start": self._start.state_dict(), "unused_optimizer": self._unused_optimizer,
         }  # fmt: skip
 
-    def load_state_dict(self, state: dict[str, Any], *, by_layers: bool) -> None:
-        """Continue from ``state``, with the legs loaded before.
-
-        ``by_layers``: whether the sweep's receipt has said so.
-        """
+    def load_state_dict(self, state: dict[str, Any], receipts: Sequence[Receipt]) -> None:
+        """Continue from ``state``, with the legs loaded before, and the decisions of until then."""
         self.positives = int(state["positives"])
         self._start.load_state_dict(state["start"])
         self.sweep.load_state_dict(state["sweep"])
         self._unused_optimizer = state["unused_optimizer"]
-        self._by_layers = by_layers
+        # The sweep's receipt has said so.
+        self._by_layers = bool(receipts) and receipts[0].verdict is Verdict.LAYERWISE
         # Unknown to states from before they were there.
         self.layerwise = state.get("layerwise")
         if state.get("burst") is not None:
@@ -258,7 +266,3 @@ class SweptWarmup:
         self._pace = Pace(self.legs[-1].warmup if self.legs else 0)
         if state.get("pace") is not None:
             self._pace.load_state_dict(state["pace"])
-
-
-def _went_back(receipt: Receipt, step: int | None) -> Receipt:
-    return receipt if step is None else dataclasses.replace(receipt, rolled_back_to=step)

@@ -148,7 +148,7 @@ def test_others_go_by_the_sweep():
 def test_steps_that_a_scaler_leaves_out_are_waited_for():
     run = by_layers(skipped=(1, 2, 3))
     for t, known in ((1, None), (2, None), (4, None), (5, True)):
-        assert run.until(t).schedule._swept.layerwise is known
+        assert run.until(t).schedule._course.layerwise is known
     assert run.until(30).swept.verdict is Verdict.LAYERWISE
 
 
@@ -173,7 +173,7 @@ def test_what_was_seen_is_in_the_state():
 
 def test_a_state_from_before_it_was_looked_at_goes_on():
     _, other = runs_of_older_state(lambda state: state.pop("layerwise"), by_layers, 4)
-    assert other.schedule._swept.layerwise is None
+    assert other.schedule._course.layerwise is None
     assert other.until(100).schedule.get_last_lr() == [0.0]
 
 
@@ -185,4 +185,4 @@ def test_wrapped_networks_have_the_same_names():
         backward_on_batch(run.model, t)
         run.optimizer.step()
         schedule.step(2.3)
-    assert schedule._swept.layerwise is True
+    assert schedule._course.layerwise is True

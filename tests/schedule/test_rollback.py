@@ -305,7 +305,7 @@ def test_no_rollback_keeps_nothing():
     assert none._settings() == without._settings()
     looks = [0]
     while looks[-1] < none.warmup_steps:
-        looks.append(none._look_after(looks[-1]))
+        looks.append(none._course.next_look(looks[-1]))
     assert len(looks) == 1 + len(range(0, 1000, 1000 // 64))
 
 

@@ -254,7 +254,7 @@ def test_a_sweep_with_momentum_that_builds_up_counts_for_less(name):
     while not run.schedule._legs:
         run.step()
     rates = np.array(run.rates)
-    rate = run.schedule._swept.sweep.lr(rates)
+    rate = run.schedule._course.sweep.lr(rates)
     seen = 1.0 + math.log(rate / rates[0]) / math.log(rates[1] / rates[0])
     share = momentum_share(run.optimizer.param_groups[0], seen)
     assert (share < 0.7) == (name == "sgd_momentum")
