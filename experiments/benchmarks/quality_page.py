@@ -132,7 +132,7 @@ def picture(rows: Sequence[dict[str, Any]]) -> bytes:
     axes.axvspan(-0.5, 0.5, color="#dddddd", zorder=0, label="margin")
     axes.plot([], [], "|", color="#999999", label="other untuned arms")
     axes.set_yticks(range(len(order)), [row["cell"] for row in order], fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(order) - 0.5, -0.5)
     axes.set_xlim(*_RANGE)
     axes.set_xlabel("auto_warmup minus tuned linear_warmup, test accuracy, points (dots: seeds)")
     handles, labels = axes.get_legend_handles_labels()
