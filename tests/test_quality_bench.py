@@ -17,6 +17,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "experiments" / "benchmarks"
 RESULTS = ROOT / "experiments" / "results" / "quality"
+FRESH = RESULTS.with_name("quality_fresh")  # the same bench on other seeds
 
 
 @pytest.fixture(scope="module")
@@ -33,16 +34,16 @@ def quality():
         sys.path.remove(str(BENCHMARKS))
 
 
-@pytest.fixture(scope="module")
-def again(quality, tmp_path_factory):
-    """The committed ledger alone, reported anew."""
+@pytest.fixture(scope="module", params=[RESULTS, FRESH], ids=lambda folder: folder.name)
+def again(quality, request, tmp_path_factory):
+    """What is committed, and its ledger alone, reported anew."""
     folder = tmp_path_factory.mktemp("quality")
     (folder / "out").mkdir()
-    (folder / "out" / "ledger.parquet").write_bytes((RESULTS / "ledger.parquet").read_bytes())
-    seeds = _last(RESULTS)["base_seeds"]
+    (folder / "out" / "ledger.parquet").write_bytes((request.param / "ledger.parquet").read_bytes())
+    seeds = _last(request.param)["base_seeds"]
     arguments = ["--report-only", "--json", "--results", str(folder / "runs"), "--out", str(folder / "out")]
     assert quality.main([*arguments, "--seeds", *map(str, seeds)]) == 0
-    return folder / "out"
+    return request.param, folder / "out"
 
 
 def _asked(quality, records, name, folder):
@@ -106,11 +107,11 @@ def test_mnist1d_is_the_same_everywhere_and_leaves_other_randomness_alone(qualit
 
 
 def test_what_is_committed_follows_from_its_ledger(again):
+    committed, new = again
     for name in ("summary.md", "difference.png"):
-        assert (again / name).read_bytes() == (RESULTS / name).read_bytes(), name
+        assert (new / name).read_bytes() == (committed / name).read_bytes(), name
     kept, made = (
-        [json.loads(line) for line in (folder / "quality.jsonl").read_text().splitlines()]
-        for folder in (RESULTS, again)
+        [json.loads(line) for line in (folder / "quality.jsonl").read_text().splitlines()] for folder in again
     )
     for lines in (kept, made):
         for name in ("cpus", "machine", "python"):
@@ -119,7 +120,14 @@ def test_what_is_committed_follows_from_its_ledger(again):
 
 
 def test_nothing_is_lost_when_it_is_written_again(again):
-    assert (again / "ledger.parquet").read_bytes() == (RESULTS / "ledger.parquet").read_bytes()
+    committed, new = again
+    assert (new / "ledger.parquet").read_bytes() == (committed / "ledger.parquet").read_bytes()
+
+
+def test_the_fresh_seeds_are_fresh(quality):
+    last = _last(FRESH)
+    assert last["burnt_seeds"] == last["looked_at_seeds"] == []
+    assert not set(last["seeds"]) & set(_last(RESULTS)["seeds"])
 
 
 def test_a_cell_that_lacks_a_run_is_open(quality, tmp_path):
