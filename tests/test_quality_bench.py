@@ -124,7 +124,7 @@ def test_nothing_is_lost_when_it_is_written_again(again):
     assert (new / "ledger.parquet").read_bytes() == (committed / "ledger.parquet").read_bytes()
 
 
-def test_the_fresh_seeds_are_fresh(quality):
+def test_the_fresh_seeds_are_fresh():
     last = _last(FRESH)
     assert last["burnt_seeds"] == last["looked_at_seeds"] == []
     assert not set(last["seeds"]) & set(_last(RESULTS)["seeds"])
