@@ -72,7 +72,7 @@ class ExponentialWarmup:
     def _test(self, step: int) -> Receipt:
         exhausted = step >= self.rise.steps
         any_finite = self.rule.smoother.count > 0
-        evidence = self.rule.test() if any_finite else Evidence.none(positive=self.rule.hopeless())
+        evidence = self.rule.evidence()
         # The end of the longest warmup is no test of the rule's: it only asks for the minimum.
         counts = evidence.positive and step % self._test_every == 0 and not exhausted
         positives = self.positives + 1 if counts else 0

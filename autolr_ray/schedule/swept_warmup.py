@@ -146,7 +146,7 @@ class SweptWarmup:
 
     def _watch(self, step: int, leg: Leg) -> Receipt:
         any_finite = self.rule.smoother.count > 0
-        evidence = self.rule.test() if any_finite else Evidence.none(positive=self.rule.hopeless())
+        evidence = self.rule.evidence()
         if any_finite:
             self._burst.look(self.sweep.level, self.sweep.noise, evidence)
         burst = self._burst.strength

@@ -174,6 +174,10 @@ class SwitchRule(ABC):
         """Whether so many losses were seen, and none finite, that it is no use to wait for one."""
         return False
 
+    def evidence(self) -> Evidence:
+        """What :meth:`test` says; before any finite loss nothing, unless it is hopeless."""
+        return self.test() if self.smoother.count else Evidence.none(positive=self.hopeless())
+
     @abstractmethod
     def hyperparameters(self, spectrum: Spectrum) -> Hyperparameters:
         """What a look between tests uses."""
