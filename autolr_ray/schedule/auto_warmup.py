@@ -42,12 +42,13 @@ class AutoWarmup(Schedule):
     step within the peak to come, and it counts for the warmup). A linear warmup over a fifth of what is left
     goes up to 1.5 times what was found (with an optimizer that changes each layer by the
     learning rate times its norm, as LAMB does, to ``.25 * sqrt(3 / steps left)``: see
-    ``autolr_ray.schedule.layerwise``). As long as the loss still falls there as it has all along, the
-    learning rate goes on rising (see ``autolr_ray.schedule.pace``), then the decay follows. The rule watches
-    until ``max_warmup_fraction`` of the steps: whenever the loss has passed its minimum, or three losses in a
-    row lie far above it, training goes on from there, the decay starting at half of the learning rate that it
-    had there (the first time at the whole of it where the learning rate had gone on rising, and with LAMB and
-    its like, whose loss may rise, uncounted, for as long after the peak as the last stretch up to it took).
+    ``autolr_ray.schedule.layerwise``). As long as the loss still falls there as it has all along (see
+    ``autolr_ray.schedule.pace``), or, in a warmup of 32 steps and more, the weights hardly swing about their
+    running average (see ``autolr_ray.schedule.swing``; not with LAMB and its like), the learning rate goes on
+    rising, then the decay follows. The rule watches until ``max_warmup_fraction`` of the steps: whenever the
+    loss has passed its minimum, or three losses in a row lie far above it, training goes on from there, the
+    decay starting at the learning rate that it had there, from the second time on at half of it. (With LAMB
+    and its like the loss may rise, uncounted, for as long after the peak as the last stretch up to it took.)
 
     ``"exponential"`` (the original): step ``t`` runs at ``min_lr * (max_lr / min_lr) ** (t / W)``, over at
     most ``W = max_warmup_fraction * total_steps`` steps; after the minimum the decay starts from the

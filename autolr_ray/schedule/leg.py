@@ -46,7 +46,7 @@ class Leg:
     @property
     def turn(self) -> int:
         """The step that has ``peak_lr``, from which it falls."""
-        return self.start + self.warmup + self.rises * self._rise_steps
+        return self.start + self.warmup + self.rises * self.rise_steps
 
     @property
     def peak_lr(self) -> float:
@@ -56,10 +56,11 @@ class Leg:
     @property
     def last_stretch(self) -> int:
         """The steps of the last rise, or of the warmup if there is none."""
-        return self._rise_steps if self.rises else self.warmup
+        return self.rise_steps if self.rises else self.warmup
 
     @property
-    def _rise_steps(self) -> int:
+    def rise_steps(self) -> int:
+        """The steps of one rise."""
         return max(2, round(_RISE_STEPS * self.warmup))
 
     def lr(self, step: int) -> float:
@@ -67,8 +68,8 @@ class Leg:
         done = step - self.start
         if done < self.warmup:
             return self.first_peak * (done + self.skipped + 1) / (self.warmup + self.skipped + 1)
-        rises, into = divmod(done - self.warmup, self._rise_steps)
-        return self.first_peak * (1.0 + _RISE) ** rises * (1.0 + _RISE * into / self._rise_steps)
+        rises, into = divmod(done - self.warmup, self.rise_steps)
+        return self.first_peak * (1.0 + _RISE) ** rises * (1.0 + _RISE * into / self.rise_steps)
 
     def begun(self, summed: float) -> Leg:
         """Without its first steps, whose learning rates come to at most ``summed``."""

@@ -61,6 +61,10 @@ class Pace:
         mean = (level - last) / max(self._count - self.window / 2.0, 1.0)
         return (before - last) / self.window / mean if before < math.inf and mean > 0.0 else 0.0
 
+    def fall(self, level: float) -> float:
+        """How far the last losses lie below ``level``; -inf where they are too few, or not all finite."""
+        return level - self._means()[1]
+
     def holds(self, level: float, step: float, *, rising: bool) -> bool:
         """Whether the pace is kept, at least a half of the mean pace.
 
@@ -69,7 +73,7 @@ class Pace:
             step: the largest between losses before any learning; less than ten times that is no fall.
             rising: beyond the warmup already; then a quarter is enough.
         """
-        fallen = level - self._means()[1] >= _FALLEN * step
+        fallen = self.fall(level) >= _FALLEN * step
         return fallen and self.share(level) >= (_GO_ON if rising else _BEGIN)
 
     def _means(self) -> tuple[float, float]:

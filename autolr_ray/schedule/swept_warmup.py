@@ -18,16 +18,20 @@ from autolr_ray.schedule.receipt import Receipt
 from autolr_ray.schedule.rollback import SnapshotStore
 from autolr_ray.schedule.smoother import Array
 from autolr_ray.schedule.sweep import Sweep, momentum_share
+from autolr_ray.schedule.swing import Swing
 from autolr_ray.schedule.switch import SWEEPS, Evidence, SwitchRule, Verdict
 
 # To this many times the learning rate that the sweep found, over this share of the steps that are left. When
-# the loss passes its minimum, on with this many times the learning rate there.
+# the loss passes its minimum again, on with this many times the learning rate there.
 _TARGET, _LINEAR_SHARE, _BACK_OFF = 1.5, 0.2, 0.5
 # A burst counts from this share of a warmup's peak on: one at the foot of it heals, and would leave the rest
 # of the run a learning rate that is far too low.
 _BURST_FROM = 0.4
 # Of a learning rate's effect, where momentum adds gradients up: else the pace is not yet its.
 _SEEN = 0.5
+# A loss that rises by more than this share of its mean pace asks for no higher learning rate, however little
+# the weights swing: where gradients are clipped, they tell too little of it.
+_RISING = 0.1
 # A sweep that took more than this share of all steps is not thrown away: on from its lowest loss.
 _DEAR_SWEEP = 0.05
 
@@ -68,7 +72,7 @@ class SweptWarmup:
         self._start, self._snapshots = start, snapshots
         self._unused_rule = copy.deepcopy(rule)
         self._unused_optimizer = start.optimizer_state()
-        self._burst, self._pace = Burst(), Pace(0)
+        self._burst, self._pace, self._swing = Burst(), Pace(0), Swing(optimizer)
         self._by_layers = False  # the peak came from the steps left, not from the sweep: rank 0 has said so
 
     @property
@@ -82,7 +86,8 @@ class SweptWarmup:
             return step + 1
         leg, n = self.legs[-1], self.test_every
         test = leg.start + ((step - leg.start) // n + 1) * n
-        return min(self.warmup_steps, test, leg.turn if leg.turn > step else test)
+        own = (leg.turn - leg.rise_steps, leg.turn) if self._swing.watches else (leg.turn,)
+        return min(self.warmup_steps, test, *(at for at in own if at > step))
 
     def judge(self, step: int, losses: Array) -> Receipt:
         """What is known after ``step``, with the losses [k] of the last k steps."""
@@ -95,6 +100,8 @@ class SweptWarmup:
                 self.rule.forgive()
             elif self._lr_at(step - 1) >= _BURST_FROM * leg.peak_lr:
                 self._burst.observe(losses)
+            if step == leg.turn - leg.rise_steps:
+                self._swing.restart()
             return self._watch(step, leg)
         self.sweep.observe(losses)
         if self.layerwise is None and step > 1:
@@ -112,6 +119,9 @@ class SweptWarmup:
             self._snapshots.take(step, receipt.argmin_step, receipt.earliest_step)
             if verdict is Verdict.RISES_ON:
                 self.legs[-1] = self.legs[-1].risen()
+                self._swing.restart()
+            elif verdict is Verdict.REACHED:
+                self._swing.end()
             return receipt
         if verdict is not Verdict.RISING:
             return self._warm_up(receipt)
@@ -182,8 +192,12 @@ class SweptWarmup:
         seen = momentum_share(self.optimizer.param_groups[0], pace.window)
         if pace.few and (leg.rises > 0 or self._by_layers or seen < _SEEN):
             return False
-        rising = leg.rises > 0 and not self._by_layers
-        return pace.holds(self.sweep.level, self.sweep.noise, rising=rising)
+        level, noise = self.sweep.level, self.sweep.noise
+        if pace.holds(level, noise, rising=leg.rises > 0 and not self._by_layers):
+            return True
+        if not self._swing.watches or pace.share(level) < -_RISING:
+            return False
+        return self._swing.is_little(pace.fall(level), noise)
 
     def _warm_up(self, receipt: Receipt) -> Receipt:
         """From the sweep to the first leg."""
@@ -208,10 +222,8 @@ class SweptWarmup:
     def _go_back(self, receipt: Receipt) -> Receipt:
         """To the loss's minimum, and into the decay."""
         back = self._snapshots.restore(receipt.argmin_step)
-        # Where training had gone beyond the warmup's peak, or the steps left gave it, the learning rate at
-        # the minimum was not too high in itself.
-        fine = len(self.legs) == 1 and (self._by_layers or self.legs[0].rises > 0)
-        peak = (1.0 if fine else _BACK_OFF) * receipt.argmin_lr
+        # The first time the learning rate at the minimum is as good as any: most alarms are false.
+        peak = (1.0 if len(self.legs) == 1 else _BACK_OFF) * receipt.argmin_lr
         self._begin(receipt.step, Leg(receipt.step, 0, max(peak, self.lowest_lr)))
         return receipt.went_back(back)
 
@@ -235,6 +247,8 @@ class SweptWarmup:
         self.positives = 0
         self.rule = copy.deepcopy(self._unused_rule)
         self._burst, self._pace = Burst(), Pace(leg.warmup)
+        # Steps of a fixed share of the norm have a peak of their own, and little swing up to it.
+        self._swing.begin(0 if self._by_layers else leg.warmup)
         self.rule.observe(np.array(self.sweep.losses[: self.sweep.steps // 2]), self._horizon())
         self._snapshots.clear()
         self._snapshots.take(step, step)
@@ -248,7 +262,8 @@ class SweptWarmup:
         return {
             "positives": self.positives, "sweep": self.sweep.state_dict(), "layerwise": self.layerwise,
             "burst": self._burst.state_dict(), "pace": self._pace.state_dict(),
-            "start": self._start.state_dict(), "unused_optimizer": self._unused_optimizer,
+            "swing": self._swing.state_dict(), "start": self._start.state_dict(),
+            "unused_optimizer": self._unused_optimizer,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any], receipts: Sequence[Receipt]) -> None:
@@ -266,3 +281,6 @@ class SweptWarmup:
         self._pace = Pace(self.legs[-1].warmup if self.legs else 0)
         if state.get("pace") is not None:
             self._pace.load_state_dict(state["pace"])
+        self._swing.end()
+        if state.get("swing") is not None:
+            self._swing.load_state_dict(state["swing"])

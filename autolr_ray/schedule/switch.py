@@ -61,7 +61,10 @@ class Verdict(enum.Enum):
         "the optimizer changes each layer by the learning rate times its norm: a linear warmup to the "
         "learning rate that the steps left ask for begins"
     )
-    RISES_ON = "the loss falls at the end of the warmup as it has all along: the learning rate goes on rising"
+    RISES_ON = (
+        "the loss falls at the end of the warmup as it has all along, or the weights hardly swing about "
+        "their average: the learning rate goes on rising"
+    )
 
     @property
     def ends_warmup(self) -> bool:

@@ -15,8 +15,8 @@ not yet are named as open.
 
 ``--seeds``: the verdict's must have had no part in any choice; ``BURNT`` lists those that had, ``LOOKED_AT``
 those whose verdict was known when the rule changed, and the use of either is said in the output. Cells of
-short runs get three times as many, from 20 above the first on. ``experiments/results/quality_fresh`` is
-what ``--seeds 100 101 102 --out experiments/results/quality_fresh`` found, for as many cells as there was
+short runs get three times as many, from 20 above the first on. ``experiments/results/quality_second`` is
+what ``--seeds 100 101 102 --out experiments/results/quality_second`` found, for as many cells as there was
 time for.
 ``--only``: cells whose name holds one of the texts.
 
@@ -61,7 +61,9 @@ BURNT = (*range(4), 10, 20, 21, *range(30, 50), *range(53, 70), *range(80, 89))
 """Seeds that some setting was chosen on, or that a choice was looked at with. In the cells of short runs that
 holds for 50 to 52, too: they have others (``Cell.aside``), and MNIST-1D's CNN, whose 70 to 78 were looked at,
 has others again."""
-LOOKED_AT = (*range(50, 53), *range(70, 79), *range(90, 99))
+LOOKED_AT = (
+    *range(50, 53), *range(70, 79), *range(90, 99), *range(100, 103), *range(120, 129), *range(140, 149)
+)  # fmt: skip
 """Seeds that nothing was chosen on, but whose verdict was read before the rule was last changed."""
 MARGIN, CHANCE = 0.005, 0.1
 OUT = Path(__file__).resolve().parents[1] / "results" / "quality"

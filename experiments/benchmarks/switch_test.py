@@ -16,6 +16,7 @@ median, and a last line ``{"ratios": ...}``. Everything is measured in turn in o
 - ``snapshot``: one snapshot of a ResNet-18 trained with AdamW, until the host goes on (and, on a GPU, until
   the copy is done), and one training step at batch size 64 of 32x32 images beside it; megabytes of the
   parameters, of one snapshot, and of the most that are held at once.
+- ``swing``: what ``Swing`` does before each optimizer step up to the peak, for the same ResNet-18.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from original_decisions import load_peer
 
 from autolr_ray.schedule import RULES, AutoWarmup, SwitchRule
 from autolr_ray.schedule.rollback import SnapshotStore
+from autolr_ray.schedule.swing import Swing
 from autolr_ray.tasks.models import build_model
 
 
@@ -181,6 +183,15 @@ def time_snapshots(repeats: int) -> dict[str, dict[str, float]]:
                 wait()
             times["until_the_host_goes_on"] = statistics.median(issued)
         found[f"snapshot_{place}"] = times | {"most_megabytes": store.nbytes / 1e6}
+    swing = Swing(optimizer)
+    swing.begin(1000)
+
+    def look() -> None:
+        swing.observe()
+        wait()
+
+    look()  # the first makes the average
+    found["swing"] = median_time(look, repeats)
     return found
 
 
@@ -226,6 +237,7 @@ def main() -> None:
             ratios[f"{kind} over cosine"] = ratio(kind, "cosine_annealing_step", "microseconds")
     # One every 64th of the longest warmup at most: what 64 cost beside a run of 10,000 steps.
     ratios["64 snapshots over 5,000 training steps"] = 64 * ratio("snapshot_host", "training_step") / 5_000
+    ratios["swing over a training step"] = ratio("swing", "training_step")
     if options.peer is not None:
         for rule in RULES:
             ratios[f"peer over {rule} at 1e5"] = ratio("peer_100000", f"{rule}_100000")

@@ -11,6 +11,7 @@ from schedule_helpers import Run, assert_same, runs_of_older_state, saved_and_lo
 from autolr_ray.schedule import Verdict
 from autolr_ray.schedule.leg import Leg
 from autolr_ray.schedule.pace import Pace
+from autolr_ray.schedule.swing import Swing
 
 
 def pace_of(losses, warmup=24, parts=1):
@@ -151,10 +152,17 @@ def test_a_rise_more_leaves_what_was_before():
 # --- AutoWarmup ----------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def pace_alone(monkeypatch):
+    """The losses are made up: gradients know nothing of them. What they say is in test_swing.py."""
+    monkeypatch.setattr(Swing, "is_little", lambda *_: False)
+
+
 def verdicts(run, verdict):
     return [r.step for r in run.schedule.receipts if r.verdict is verdict]
 
 
+@pytest.mark.usefixtures("pace_alone")
 def test_the_learning_rate_goes_on_rising_as_long_as_the_loss_falls():
     run = Run(total=200, straight=58).end()
     start = run.swept.step
@@ -195,6 +203,7 @@ def test_it_turns_while_losses_are_watched(name, explodes):
     assert run.schedule.switch_step in verdicts(run, Verdict.REACHED)
 
 
+@pytest.mark.usefixtures("pace_alone")
 def test_a_fall_that_lies_behind_it_turns_at_the_peak():
     assert not verdicts(Run(total=200).end(), Verdict.RISES_ON)
 
@@ -244,9 +253,11 @@ def test_split_training_is_the_whole_training(blows):
     assert verdicts(whole, Verdict.RISES_ON)
 
 
+@pytest.mark.usefixtures("pace_alone")
 def test_a_state_from_before_there_were_rises_goes_on():
     def older(state):
         state.pop("pace")
+        state.pop("swing")
         state["legs"] = [leg[:3] for leg in state["legs"]]
 
     run, other = runs_of_older_state(older, lambda: Run(total=200), 30)

@@ -23,6 +23,7 @@ from schedule_helpers import (
 
 from autolr_ray.schedule import AutoWarmup, PaperRule, Verdict
 from autolr_ray.schedule.pending import PendingLosses
+from autolr_ray.schedule.swing import Swing
 
 TOTAL = 80
 RANKS = 2
@@ -121,6 +122,29 @@ def sweep(rank, optimizers=(OPTIMIZERS["adamw"],) * RANKS, **losses):
     }  # fmt: skip
 
 
+def swing(rank):
+    """A warmup long enough for gradients to be asked; on rank 1 they say no."""
+    total = 300
+    model = small_net(True, seed=rank)
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    scheduler = AutoWarmup(optimizer, total, model=model)
+    losses = [2.3, 2.3, 2.3, 2.2, 1.9, 1.3, 40.0, *(0.5 + 1.8 * np.exp(-np.arange(total - 7) / 6.0))]
+    rates = []
+    with pytest.MonkeyPatch.context() as patch:
+        seen = scheduler.receipts
+        risen = Verdict.RISES_ON
+        patch.setattr(Swing, "is_little", lambda *_: rank == 0 and risen not in [r.verdict for r in seen])
+        for step, loss in enumerate(losses):
+            rates.append(scheduler.get_last_lr())
+            backward_on_batch(model, 1000 * rank + step)
+            optimizer.step()
+            scheduler.step(loss)
+    return {
+        "rates": rates, "receipts": [r.to_vector() for r in scheduler.receipts],
+        "verdicts": [r.verdict.name for r in scheduler.receipts],
+    }  # fmt: skip
+
+
 def count_collectives(rank):
     calls = []
     originals = dist.all_reduce, dist.broadcast
@@ -175,6 +199,7 @@ def work(rank, folder):
         "train": train(rank),
         "sweep": sweep(rank),
         "rises": sweep(rank, straight=True),
+        "swing": swing(rank),
         "layers": sweep(rank, (OPTIMIZERS["lamb"], OPTIMIZERS["adamw"])),
         "collectives": count_collectives(rank),
         "drained": drained(rank),
@@ -252,9 +277,10 @@ def test_ranks_sweep_and_go_back_together(ranks):
     assert ranks[0]["sweep"]["rolled_back_to"] > 7
 
 
-def test_ranks_rise_on_together(ranks):
-    assert_same(ranks[0]["rises"], ranks[1]["rises"])
-    verdicts = ranks[0]["rises"]["verdicts"]
+@pytest.mark.parametrize("case", ["rises", "swing"])
+def test_ranks_rise_on_together(ranks, case):
+    assert_same(ranks[0][case], ranks[1][case])
+    verdicts = ranks[0][case]["verdicts"]
     assert Verdict.RISES_ON.name in verdicts
     assert Verdict.REACHED.name in verdicts
 

@@ -1,0 +1,156 @@
+"""Do the weights still travel, or do they swing to and fro about where they are?
+
+At a learning rate that is too low, the gradient points on along the way that the weights have come from
+their own running average: the average lies uphill. At one that is high for the directions in which the loss
+curves most, the weights swing about their average, and the gradient points back to it. In a quadratic valley
+``g . d``, with ``g`` the gradient and ``d`` the weights minus their average, is on the mean twice what the
+swinging costs: ``d . H d`` for a cost of ``d . H d / 2``. That cost vanishes as the learning rate decays; a
+loss that is high for its sake says nothing against the learning rate.
+
+Related tests ask whether training has come to rest, from products of successive gradients (Chee and Toulis
+2018, arXiv 1710.06382) or of gradients and weights (Yaida 2018, arXiv 1810.00004), to lower a learning rate.
+Here the question is whether it may go up, and the answer a share of what training has gained.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+# A tenth of the fall so far: swinging costs half as much (``experiments/LOG.md``).
+_LITTLE = 0.1
+# Of the largest steps between losses before any learning: less than so many is no fall to take a share of.
+_FALLEN = 5.0
+# The weights' average forgets as fast as in an eighth of the warmup. In fewer than four steps it is none.
+_MEMORY, _FEWEST = 8, 4
+
+
+class Swing:
+    """The mean of ``gradient . (weights - average)`` over the optimizer's last steps, in units of the loss.
+
+    It looks at weights and gradients just before each optimizer step, with a hook and without waiting for a
+    device. It needs one copy of the weights, in float32 where they are of less. Gradients count as the
+    optimizer gets them: clipped, where they are clipped. Steps in a CUDA graph or a compiled step, sharded
+    tensors and sparse gradients are not seen; where no step was, nothing is said.
+
+    Args:
+        optimizer: whose steps to watch.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._hook: Any = None
+        self._steps = 0
+        self._average: dict[int, torch.Tensor] = {}
+        self._total: torch.Tensor | None = None
+        self._count = 0
+
+    @property
+    def watches(self) -> bool:
+        """Whether it looks at the steps to come."""
+        return self._hook is not None
+
+    def begin(self, warmup: int) -> None:
+        """Forget all, and watch a warmup of that many steps, unless it is too short for an average."""
+        self.end()
+        self._steps = warmup // _MEMORY
+        if self._steps >= _FEWEST:
+            self._attach()
+
+    def end(self) -> None:
+        """Watch no longer; the memory is free."""
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook, self._average = None, {}
+        self.restart()
+
+    def restart(self) -> None:
+        """Count steps from the next on; the average stays."""
+        self._total, self._count = None, 0
+
+    def is_little(self, fallen: float, step: float) -> bool:
+        """Whether the weights swing so little that a higher learning rate would cost hardly anything.
+
+        Args:
+            fallen: how far the loss has come down since the start.
+            step: the largest between losses before any learning; less than five times that is no fall.
+        """
+        return fallen > 0.0 and fallen >= _FALLEN * step and self.mean() < _LITTLE * fallen
+
+    def mean(self) -> float:
+        """Since the restart; inf where no step was seen. Waits for the device."""
+        if self._total is None or not self._count:
+            return float("inf")
+        return float(self._total) / self._count
+
+    def _attach(self) -> None:
+        this = weakref.ref(self)
+
+        def before_step(optimizer: Optimizer, *_: Any) -> None:
+            swing = this()
+            if swing is not None:
+                swing.observe()
+
+        try:
+            self._hook = self._optimizer.register_step_pre_hook(before_step)
+        except AttributeError:  # a wrapper that is an Optimizer by name only
+            self._hook = None
+
+    @torch.no_grad()
+    def observe(self) -> None:
+        """Take in the weights and gradients as they are now; the hook does, before each optimizer step."""
+        if torch.compiler.is_compiling() or (
+            torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        ):
+            return
+        product = None
+        for i, parameter in self._parameters():
+            gradient, average = parameter.grad, self._average.get(i)
+            if average is None:
+                wide = torch.promote_types(parameter.dtype, torch.float32)
+                self._average[i] = parameter.detach().to(wide, copy=True)
+                continue
+            away = parameter - average
+            average.add_(away, alpha=1.0 / self._steps)
+            if gradient is not None and not gradient.is_sparse:
+                part = torch.dot(away.flatten(), gradient.to(away.dtype).flatten())
+                product = part if product is None else product + part.to(product.device)
+        if product is None:
+            return
+        # Fused optimizers take gradients as they are, and a scale to divide them by.
+        scale = getattr(self._optimizer, "grad_scale", None)
+        if scale is not None:
+            product = product / scale.to(product.device)
+        # One that is not finite is of a step that is left out, or that the losses tell of.
+        product = torch.nan_to_num(product.to(torch.float64), nan=0.0, posinf=0.0, neginf=0.0)
+        self._total = product if self._total is None else self._total + product
+        self._count += 1
+
+    def _parameters(self) -> list[tuple[int, nn.Parameter]]:
+        """Those that an average makes sense of, by their place."""
+        every = [p for group in self._optimizer.param_groups for p in group["params"]]
+        return [(i, p) for i, p in enumerate(every) if p.is_floating_point() and not hasattr(p, "to_local")]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers and tensors: with the average, as large as the weights."""
+        return {
+            "watches": self.watches, "steps": self._steps, "average": dict(self._average),
+            "total": self._total, "count": self._count,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from ``state``."""
+        self.end()
+        self._steps, self._count = int(state["steps"]), int(state["count"])
+        places = dict(self._parameters())
+        self._average = {
+            int(i): average.to(places[int(i)].device, copy=True) for i, average in state["average"].items()
+        }
+        total = state["total"]
+        self._total = None if total is None else total.clone()
+        if state["watches"]:
+            self._attach()

@@ -1,0 +1,361 @@
+"""Weights that swing about their average, or travel: what the gradients say of it."""
+
+import gc
+import math
+
+import numpy as np
+import pytest
+import torch
+from schedule_helpers import (
+    OPTIMIZERS,
+    Run,
+    assert_same,
+    backward_on_batch,
+    runs_of_older_state,
+    saved_and_loaded,
+    small_net,
+    whole_run_that_resumes,
+)
+from torch import nn
+
+from autolr_ray.schedule import Verdict
+from autolr_ray.schedule.swing import Swing
+
+
+def walk(swing, weights, gradients, optimizer):
+    """Let the optimizer's hooks see ``weights`` and ``gradients``, a step each; nothing is updated."""
+    (parameter,) = optimizer.param_groups[0]["params"]
+    optimizer.param_groups[0]["lr"] = 0.0
+    for weight, gradient in zip(weights, gradients, strict=True):
+        parameter.data = torch.as_tensor(weight, dtype=parameter.dtype)
+        parameter.grad = torch.as_tensor(gradient, dtype=parameter.dtype)
+        optimizer.step()
+    return swing.mean()
+
+
+def watched(size=3, warmup=64, dtype=torch.float64):
+    parameter = nn.Parameter(torch.zeros(size, dtype=dtype))
+    optimizer = torch.optim.SGD([parameter], lr=0.0)
+    swing = Swing(optimizer)
+    swing.begin(warmup)
+    return swing, optimizer
+
+
+def expected(weights, gradients, steps):
+    average, products = weights[0].copy(), []
+    for weight, gradient in zip(weights[1:], gradients[1:], strict=True):
+        products.append(float((weight - average) @ gradient))
+        average = average + (weight - average) / steps
+    return np.mean(products)
+
+
+def some(n=30, size=3, seed=0):
+    random = np.random.default_rng(seed)
+    return random.standard_normal((n, size)), random.standard_normal((n, size))
+
+
+# --- the mean ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("warmup", [32, 64, 120])
+def test_it_is_the_mean_product_of_gradients_and_ways_from_the_average(warmup):
+    weights, gradients = some()
+    swing, optimizer = watched(warmup=warmup)
+    assert walk(swing, weights, gradients, watched(warmup=warmup)[1]) == math.inf  # another optimizer's
+    assert walk(swing, weights, gradients, optimizer) == pytest.approx(
+        expected(weights, gradients, warmup // 8)
+    )
+
+
+def test_a_restart_forgets_the_steps_and_keeps_the_average():
+    weights, gradients = some()
+    swing, optimizer = watched()
+    walk(swing, weights[:12], gradients[:12], optimizer)
+    swing.restart()
+    assert swing.mean() == math.inf
+    assert not swing.is_little(1.0, 0.0)
+    after = walk(swing, weights[12:], gradients[12:], optimizer)
+    whole, first = (expected(weights[:n], gradients[:n], 8) * (n - 1) for n in (30, 12))
+    assert after == pytest.approx((whole - first) / 18)
+
+
+def noisy_descent(lr, steps=4000, curvature=2.0, start=0.0):
+    """SGD in a quadratic valley with gradient noise: the swing's mean over the last half."""
+    random = np.random.default_rng(3)
+    swing, optimizer = watched(size=1, warmup=8 * 400)
+    w, costs = start, []
+    (parameter,) = optimizer.param_groups[0]["params"]
+    for step in range(steps):
+        if step == steps // 2:
+            swing.restart()
+        optimizer.param_groups[0]["lr"] = lr
+        parameter.data.fill_(w)
+        parameter.grad = torch.tensor([curvature * w + random.standard_normal()], dtype=torch.float64)
+        optimizer.step()
+        w = float(parameter.detach())
+        costs.append(curvature * w * w / 2)
+    return swing.mean(), np.mean(costs[steps // 2 :])
+
+
+@pytest.mark.parametrize("lr", [0.05, 0.2, 0.6])
+def test_in_a_valley_it_is_twice_what_the_swinging_costs(lr):
+    swing, cost = noisy_descent(lr)
+    assert swing == pytest.approx(2.0 * cost, rel=0.15)
+
+
+def test_it_is_negative_on_the_way_down():
+    assert noisy_descent(1e-5, start=50.0, steps=400)[0] < -1.0
+
+
+# --- what is seen --------------------------------------------------------------------------------
+
+
+def scale_into(scaler, model, gradient):
+    """``gradient`` [all weights] as the weights' gradients, as the scaler would have made them."""
+    scale = scaler.scale(torch.ones(()))
+    for p, part in zip(
+        model.parameters(), gradient.split([p.numel() for p in model.parameters()]), strict=True
+    ):
+        p.grad = scale * part.view_as(p)
+
+
+def test_half_precision_weights_have_an_average_in_single():
+    # A way of 2^-8 of the weight, an eighth of which bfloat16 would lose.
+    swing, optimizer = watched(size=1, dtype=torch.bfloat16)
+    weights = [[1.0], *[[1.0078125]] * 20]
+    walk(swing, weights, [[1.0]] * 21, optimizer)
+    assert swing.state_dict()["average"][0].dtype == torch.float32
+    left = 0.0078125 * (1 - 1 / 8) ** 20
+    assert swing.state_dict()["average"][0].item() == pytest.approx(1.0078125 - left, abs=1e-5)
+
+
+def test_weights_without_gradients_and_with_sparse_ones_are_left_out():
+    a, b, c = (nn.Parameter(torch.ones(4, 2)) for _ in range(3))
+    optimizer = torch.optim.SGD([{"params": [a]}, {"params": [b, c]}], lr=0.0)
+    swing = Swing(optimizer)
+    swing.begin(64)
+    for step in range(3):
+        with torch.no_grad():
+            for p in (a, b, c):
+                p.fill_(1.0 + step)
+        a.grad = torch.full((4, 2), 0.5)
+        b.grad = torch.sparse_coo_tensor([[0], [0]], [9.0], (4, 2))
+        optimizer.step()
+    # Ways of 1 and of 2 - 1 / 8, in eight weights.
+    assert swing.mean() == pytest.approx(8 * 0.5 * (1 + 1.875) / 2)
+
+
+def test_a_gradient_scaler_leaves_fused_optimizers_their_scale_and_their_overflows():
+    torch.manual_seed(0)
+    model = nn.Linear(5, 3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=1000)
+    swing = Swing(optimizer)
+    swing.begin(64)
+    average, products = None, []
+    for step in range(12):
+        optimizer.zero_grad()
+        loss = model(torch.randn(8, 5)).square().mean()
+        now = torch.cat([p.detach().flatten() for p in model.parameters()])
+        gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, [*model.parameters()])])
+        scale_into(scaler, model, gradient * (math.inf if step == 5 else 1.0))
+        if average is None:
+            average = now.clone()
+        else:
+            products.append(0.0 if step == 5 else float((now - average) @ gradient))
+            average += (now - average) / 8
+        scaler.step(optimizer)
+        scaler.update()
+    assert scaler.get_scale() == 2.0**11
+    assert swing.mean() == pytest.approx(np.mean(products), rel=1e-4)
+
+
+def test_a_step_that_is_being_compiled_is_not_seen(monkeypatch):
+    swing, optimizer = watched()
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert walk(swing, *some(), optimizer) == math.inf
+
+
+def test_an_optimizer_by_name_only_is_not_watched():
+    class Wrapper(torch.optim.Optimizer):
+        def __init__(self, inner):
+            self.param_groups = inner.param_groups
+
+    swing = Swing(Wrapper(watched()[1]))
+    swing.begin(64)
+    assert not swing.watches
+    assert not swing.is_little(1.0, 0.0)
+
+
+@pytest.mark.parametrize(("warmup", "watches"), [(0, False), (31, False), (32, True)])
+def test_a_warmup_too_short_for_an_average_is_not_watched(warmup, watches):
+    swing, optimizer = watched(warmup=warmup)
+    assert swing.watches is watches
+    assert math.isfinite(walk(swing, *some(), optimizer)) is watches
+
+
+def test_at_the_end_it_lets_go():
+    swing, optimizer = watched()
+    walk(swing, *some(), optimizer)
+    swing.end()
+    assert not swing.watches
+    assert not optimizer._optimizer_step_pre_hooks
+    assert swing.state_dict()["average"] == {}
+
+
+def test_an_optimizer_that_outlives_the_schedule_keeps_no_average():
+    swing, optimizer = watched()
+    walk(swing, *some(), optimizer)
+    del swing
+    gc.collect()
+    optimizer.step()  # the hook has nothing to tell
+
+
+# --- is it little? -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("product", "fallen", "step", "little"),
+    [
+        (0.099, 1.0, 0.0, True),
+        (0.101, 1.0, 0.0, False),
+        (-5.0, 1.0, 0.0, True),
+        (0.0, 1.0, 0.199, True),
+        (0.0, 1.0, 0.201, False),  # less than five of the first steps is no fall
+        (0.0, 0.0, 0.0, False),
+        (-1.0, -1.0, 0.0, False),
+        (0.0, -math.inf, 0.1, False),  # too few losses
+        (0.0, math.nan, 0.1, False),
+        (0.0, 1.0, math.nan, False),
+    ],
+)
+def test_little_is_a_tenth_of_the_fall(product, fallen, step, little):
+    swing, optimizer = watched(size=1, warmup=64)
+    walk(swing, [[0.0], [1.0]], [[0.0], [product]], optimizer)
+    assert swing.is_little(fallen, step) is little
+
+
+@pytest.mark.parametrize("factor", [0.25, 8.0])
+def test_losses_in_other_units_change_nothing(factor):
+    weights, gradients = some(seed=2)
+    one, other = watched(), watched()
+    mean = abs(walk(one[0], weights, gradients, one[1]))
+    walk(other[0], weights, factor * gradients, other[1])
+    for fallen in (5 * mean, 20 * mean):
+        assert one[0].is_little(fallen, 0.0) == other[0].is_little(factor * fallen, 0.0)
+
+
+# --- its state -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", [0, 1, 13])
+def test_split_it_is_the_whole(at):
+    weights, gradients = some()
+    whole, optimizer = watched()
+    walk(whole, weights[:at], gradients[:at], optimizer)
+    state = saved_and_loaded(whole.state_dict())
+    again, other = watched()
+    again.load_state_dict(state)
+    assert len(other._optimizer_step_pre_hooks) == 1
+    walk(again, weights[at:], gradients[at:], other)
+    walk(whole, weights[at:], gradients[at:], optimizer)
+    assert_same(again.state_dict(), whole.state_dict())
+    assert again.mean() == whole.mean()
+
+
+# --- AutoWarmup ----------------------------------------------------------------------------------
+
+
+class Swinging(Run):
+    """Gradients that point back to the average, or on: ``swings`` is the product."""
+
+    def __init__(self, swings, total=300, **settings):
+        super().__init__(total=total, **settings)
+        self.swings = swings
+        self.optimizer.register_step_pre_hook(self.steer)
+        # Hooks run in the order of their making: before that of the schedule.
+
+    def steer(self, *_):
+        swing = self.schedule._course._swing
+        ways = [(p, p.detach() - swing._average[i]) for i, p in swing._parameters() if i in swing._average]
+        squared = float(sum((way**2).sum() for _, way in ways))
+        for p, way in ways:
+            p.grad = way * (self.swings / squared) if squared > 0.0 else torch.zeros_like(p)
+
+
+def rises(run):
+    return [r.step for r in run.schedule.receipts if r.verdict is Verdict.RISES_ON]
+
+
+@pytest.mark.parametrize("name", sorted(set(OPTIMIZERS) - {"lamb"}))
+def test_weights_that_hardly_swing_let_the_learning_rate_rise(name):
+    # The fall from 2.3 to .5 lies behind them: the pace alone would end the warmup.
+    run = Swinging(0.05, name=name).end()
+    on = rises(run)
+    warmup = int(0.2 * (300 - run.swept.step))
+    quarter = round(warmup / 4)
+    assert on[:2] == [run.swept.step + warmup, run.swept.step + warmup + quarter]
+    assert run.schedule.peak_lr == pytest.approx(1.5 * run.swept.argmin_lr * 1.5 ** len(on))
+    assert not rises(Swinging(0.5, name=name).end())
+
+
+def test_a_loss_that_rises_ends_it_whatever_they_do():
+    run = Swinging(-1.0)
+    usual = run.loss
+    run.loss = lambda: usual() + 0.01 * max(run.t - 45, 0)
+    assert not rises(run.end())
+
+
+def test_lamb_has_a_peak_of_its_own():
+    run = Swinging(0.0, name="lamb", explodes=math.inf).end()
+    assert run.swept.verdict is Verdict.LAYERWISE
+    assert not rises(run)
+
+
+def test_short_runs_are_not_watched():
+    run = Run(total=160)
+    while not run.schedule._legs:
+        run.step()
+    assert not run.schedule._course._swing.watches
+
+
+def test_after_the_peak_nothing_is_watched():
+    run = Swinging(0.5).end()
+    assert run.schedule.receipts[-1].step == 150
+    assert not run.schedule._course._swing.watches
+    assert len(run.optimizer._optimizer_step_pre_hooks) == 1
+
+
+@pytest.mark.parametrize("blows", [(), range(110, 300)], ids=["reached", "passed"])
+def test_split_training_is_the_whole_training(blows):
+    # Gradients of the network's own, so that nothing but the schedule remembers.
+    at = {*range(0, 190, 11), *range(64, 80)}
+    whole = whole_run_that_resumes(lambda: Run(total=300, blows=blows), at)
+    assert rises(whole)
+
+
+def test_a_state_from_before_it_was_watched_goes_on():
+    other = runs_of_older_state(lambda state: state.pop("swing"), lambda: Run(total=300), 40)[1]
+    other.end()
+    assert other.schedule.phase == "decay"
+    assert not rises(other)
+
+
+def test_two_groups_in_real_training():
+    model = small_net(batch_norm=True)
+    groups = [{"params": model[0].parameters()}, {"params": [*model[1].parameters(), *model[3].parameters()]}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2)
+    swing = Swing(optimizer)
+    swing.begin(64)
+    average, products = None, []
+    for step in range(40):
+        backward_on_batch(model, step)
+        now = torch.cat([p.detach().flatten() for p in model.parameters()])
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+        if average is None:
+            average = now.clone()
+        else:
+            products.append(float((now - average) @ gradient))
+            average += (now - average) / 8
+        optimizer.step()
+    assert swing.mean() == pytest.approx(np.mean(products), rel=1e-4)
