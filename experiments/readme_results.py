@@ -36,7 +36,8 @@ def section() -> str:
         f"`make compare` on two CPU cores wrote these figures: [summary]({folder}/summary.md), "
         f"[report]({folder}/report.html). Seeds, versions and hardware are in it.\n\n"
         f"Three batch sizes, three seeds, a grid of ten and six rivals "
-        f"([{LARGER.name}]({larger}/summary.md), [report]({larger}/report.html)): {its_headline}\n\n"
+        f"([{LARGER.name}]({larger}/summary.md), [report]({larger}/report.html)): {its_headline}\n"
+        "Its auto_warmup runs are of the rule before the present one (experiments/LOG.md, seventh look).\n\n"
         + _bench()
     )
 
