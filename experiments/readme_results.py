@@ -45,21 +45,27 @@ def section() -> str:
 def _bench() -> str:
     """What the bench over many cells says: its first sentence, groups, regrets, the picture."""
     folder = BENCH.relative_to(ROOT).as_posix()
-    text = (BENCH / "summary.md").read_text(encoding="utf-8").rstrip()
-    _, headline, groups, regrets, *rest = text.split("\n\n")
-    warnings = [part for part in rest if part.startswith("Seeds")]
+    _, headline, groups, regrets, *_ = paragraphs = _paragraphs(BENCH)
     second = SECOND.relative_to(ROOT).as_posix()
-    _, again, *more = (SECOND / "summary.md").read_text(encoding="utf-8").rstrip().split("\n\n")
+    again = _paragraphs(SECOND)
     parts = [
         f"Over networks, optimizers, batch sizes and budgets ([summary]({folder}/summary.md)): {headline}",
-        *warnings,
+        *_about_seeds(paragraphs),
         groups,
         regrets,
         f"![Difference to the tuned baseline, cell by cell]({folder}/difference.png)",
-        f"A second set of seeds ([summary]({second}/summary.md)): {again}",
-        *(part for part in more if part.startswith("Seeds")),
+        f"A second set of seeds ([summary]({second}/summary.md)): {again[1]}",
+        *_about_seeds(again),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _paragraphs(folder: Path) -> list[str]:
+    return (folder / "summary.md").read_text(encoding="utf-8").rstrip().split("\n\n")
+
+
+def _about_seeds(paragraphs: list[str]) -> list[str]:
+    return [part for part in paragraphs if part.startswith("Seeds")]
 
 
 def main() -> None:

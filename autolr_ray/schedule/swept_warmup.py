@@ -195,9 +195,7 @@ class SweptWarmup:
         level, noise = self.sweep.level, self.sweep.noise
         if pace.holds(level, noise, rising=leg.rises > 0 and not self._by_layers):
             return True
-        if not self._swing.watches or pace.share(level) < -_RISING:
-            return False
-        return self._swing.is_little(pace.fall(level), noise)
+        return pace.share(level) >= -_RISING and self._swing.is_little(pace.fall(level), noise)
 
     def _warm_up(self, receipt: Receipt) -> Receipt:
         """From the sweep to the first leg."""

@@ -103,9 +103,11 @@ class Swing:
     @torch.no_grad()
     def observe(self) -> None:
         """Take in the weights and gradients as they are now; the hook does, before each optimizer step."""
-        if torch.compiler.is_compiling() or (
-            torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-        ):
+        if torch.compiler.is_compiling():
+            return
+        # Without CUDA in use nothing is captured; whether there is any takes longer to ask, at each step.
+        in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        if in_use and torch.cuda.is_current_stream_capturing():
             return
         product = None
         for i, parameter in self._parameters():
