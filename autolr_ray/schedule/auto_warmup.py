@@ -45,10 +45,11 @@ class AutoWarmup(Schedule):
     ``autolr_ray.schedule.layerwise``). As long as the loss still falls there as it has all along (see
     ``autolr_ray.schedule.pace``), or, in a warmup of 32 steps and more, the weights hardly swing about their
     running average (see ``autolr_ray.schedule.swing``; not with LAMB and its like), the learning rate goes on
-    rising, then the decay follows. The rule watches until ``max_warmup_fraction`` of the steps: whenever the
-    loss has passed its minimum, or three losses in a row lie far above it, training goes on from there, the
-    decay starting at the learning rate that it had there, from the second time on at half of it. (With LAMB
-    and its like the loss may rise, uncounted, for as long after the peak as the last stretch up to it took.)
+    rising, then the decay follows. What the swinging costs is taken off the losses before that is asked. The
+    rule watches until ``max_warmup_fraction`` of the steps: whenever the loss has passed its minimum, or
+    three losses in a row lie far above it, training goes on from there, the decay starting at the learning
+    rate that it had there, from the second time on at half of it. (With LAMB and its like the loss may rise,
+    uncounted, for as long after the peak as the last stretch up to it took.)
 
     ``"exponential"`` (the original): step ``t`` runs at ``min_lr * (max_lr / min_lr) ** (t / W)``, over at
     most ``W = max_warmup_fraction * total_steps`` steps; after the minimum the decay starts from the

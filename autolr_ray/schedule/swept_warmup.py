@@ -29,7 +29,7 @@ _TARGET, _LINEAR_SHARE, _BACK_OFF = 1.5, 0.2, 0.5
 _BURST_FROM = 0.4
 # Of a learning rate's effect, where momentum adds gradients up: else the pace is not yet its.
 _SEEN = 0.5
-# A loss that rises by more than this share of its mean pace asks for no higher learning rate, however little
+# A floor that rises by more than this share of its mean pace asks for no higher learning rate, however little
 # the weights swing: where gradients are clipped, they tell too little of it.
 _RISING = 0.1
 # A sweep that took more than this share of all steps is not thrown away: on from its lowest loss.
@@ -73,6 +73,7 @@ class SweptWarmup:
         self._unused_rule = copy.deepcopy(rule)
         self._unused_optimizer = start.optimizer_state()
         self._burst, self._pace, self._swing = Burst(), Pace(0), Swing(optimizer)
+        self._fallen = 0.0  # how far the last test's minimum lies below the level that training starts from
         self._by_layers = False  # the peak came from the steps left, not from the sweep: rank 0 has said so
 
     @property
@@ -92,6 +93,7 @@ class SweptWarmup:
     def judge(self, step: int, losses: Array) -> Receipt:
         """What is known after ``step``, with the losses [k] of the last k steps."""
         if self.legs:
+            losses = self._swing.floor(losses, self._fallen)
             self.rule.observe(losses, self._horizon())
             self._pace.observe(losses)
             leg = self.legs[-1]
@@ -120,7 +122,7 @@ class SweptWarmup:
             if verdict is Verdict.RISES_ON:
                 self.legs[-1] = self.legs[-1].risen()
                 self._swing.restart()
-            elif verdict is Verdict.REACHED:
+            if step >= self.warmup_steps:
                 self._swing.end()
             return receipt
         if verdict is not Verdict.RISING:
@@ -159,6 +161,7 @@ class SweptWarmup:
         evidence = self.rule.evidence()
         if any_finite:
             self._burst.look(self.sweep.level, self.sweep.noise, evidence)
+            self._fallen = self.sweep.level - float(evidence.mean.min())
         burst = self._burst.strength
         evidence = dataclasses.replace(evidence, strength=max(evidence.strength, burst))
         positives = self.positives + 1 if evidence.positive else 0
@@ -244,7 +247,7 @@ class SweptWarmup:
         self.legs.append(leg)
         self.positives = 0
         self.rule = copy.deepcopy(self._unused_rule)
-        self._burst, self._pace = Burst(), Pace(leg.warmup)
+        self._burst, self._pace, self._fallen = Burst(), Pace(leg.warmup), 0.0
         # Steps of a fixed share of the norm have a peak of their own, and little swing up to it.
         self._swing.begin(0 if self._by_layers else leg.warmup)
         self.rule.observe(np.array(self.sweep.losses[: self.sweep.steps // 2]), self._horizon())
@@ -260,7 +263,7 @@ class SweptWarmup:
         return {
             "positives": self.positives, "sweep": self.sweep.state_dict(), "layerwise": self.layerwise,
             "burst": self._burst.state_dict(), "pace": self._pace.state_dict(),
-            "swing": self._swing.state_dict(), "start": self._start.state_dict(),
+            "swing": self._swing.state_dict(), "fallen": self._fallen, "start": self._start.state_dict(),
             "unused_optimizer": self._unused_optimizer,
         }  # fmt: skip
 
@@ -279,6 +282,7 @@ class SweptWarmup:
         self._pace = Pace(self.legs[-1].warmup if self.legs else 0)
         if state.get("pace") is not None:
             self._pace.load_state_dict(state["pace"])
+        self._fallen = float(state.get("fallen", 0.0))
         self._swing.end()
         if state.get("swing") is not None:
             self._swing.load_state_dict(state["swing"])

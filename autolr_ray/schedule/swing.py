@@ -5,7 +5,8 @@ their own running average: the average lies uphill. At one that is high for the 
 curves most, the weights swing about their average, and the gradient points back to it. In a quadratic valley
 ``g . d``, with ``g`` the gradient and ``d`` the weights minus their average, is on the mean twice what the
 swinging costs: ``d . H d`` for a cost of ``d . H d / 2``. That cost vanishes as the learning rate decays; a
-loss that is high for its sake says nothing against the learning rate.
+loss that is high for its sake says nothing against the learning rate. The rest is the valley's floor: whether
+it falls is what a schedule has to know.
 
 Related tests ask whether training has come to rest, from products of successive gradients (Chee and Toulis
 2018, arXiv 1710.06382) or of gradients and weights (Yaida 2018, arXiv 1810.00004), to lower a learning rate.
@@ -21,12 +22,17 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from autolr_ray.schedule.smoother import Array
+
 # A tenth of the fall so far: swinging costs half as much (``experiments/LOG.md``).
 _LITTLE = 0.1
 # Of the largest steps between losses before any learning: less than so many is no fall to take a share of.
 _FALLEN = 5.0
 # The weights' average forgets as fast as in an eighth of the warmup. In fewer than four steps it is none.
 _MEMORY, _FEWEST = 8, 4
+# What swinging costs now: a mean that forgets four times as fast, and of the fall so far a quarter at most:
+# a loss that runs away is to be seen.
+_RECENT, _MOST = 4, 0.25
 
 
 class Swing:
@@ -48,6 +54,7 @@ class Swing:
         self._average: dict[int, torch.Tensor] = {}
         self._total: torch.Tensor | None = None
         self._count = 0
+        self._recent: torch.Tensor | None = None
 
     @property
     def watches(self) -> bool:
@@ -65,7 +72,7 @@ class Swing:
         """Watch no longer; the memory is free."""
         if self._hook is not None:
             self._hook.remove()
-        self._hook, self._average = None, {}
+        self._hook, self._average, self._recent = None, {}, None
         self.restart()
 
     def restart(self) -> None:
@@ -86,6 +93,19 @@ class Swing:
         if self._total is None or not self._count:
             return float("inf")
         return float(self._total) / self._count
+
+    def cost(self) -> float:
+        """What the swinging adds to the loss now, >= 0; 0 where no step was seen. Waits for the device."""
+        return max(float(self._recent) / 2.0, 0.0) if self._recent is not None else 0.0
+
+    def floor(self, losses: Array, fallen: float) -> Array:
+        """Losses [k] of the steps just taken, less what swinging costs.
+
+        Args:
+            losses: those that are not finite stay as they are.
+            fallen: how far the floor has come down since the start; a quarter of it is taken off at most.
+        """
+        return losses - min(self.cost(), _MOST * max(fallen, 0.0))
 
     def _attach(self) -> None:
         this = weakref.ref(self)
@@ -131,6 +151,8 @@ class Swing:
         product = torch.nan_to_num(product.to(torch.float64), nan=0.0, posinf=0.0, neginf=0.0)
         self._total = product if self._total is None else self._total + product
         self._count += 1
+        before = torch.zeros_like(product) if self._recent is None else self._recent
+        self._recent = before + (product - before) / max(self._steps / _RECENT, 1.0)
 
     def _parameters(self) -> list[tuple[int, nn.Parameter]]:
         """Those that an average makes sense of, by their place."""
@@ -141,7 +163,7 @@ class Swing:
         """Plain numbers and tensors: with the average, as large as the weights."""
         return {
             "watches": self.watches, "steps": self._steps, "average": dict(self._average),
-            "total": self._total, "count": self._count,
+            "total": self._total, "count": self._count, "recent": self._recent,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -152,7 +174,9 @@ class Swing:
         self._average = {
             int(i): average.to(places[int(i)].device, copy=True) for i, average in state["average"].items()
         }
-        total = state["total"]
+        # The latter unknown to states from before it was there.
+        total, recent = state["total"], state.get("recent")
         self._total = None if total is None else total.clone()
+        self._recent = None if recent is None else recent.clone()
         if state["watches"]:
             self._attach()

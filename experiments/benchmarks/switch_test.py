@@ -16,7 +16,7 @@ median, and a last line ``{"ratios": ...}``. Everything is measured in turn in o
 - ``snapshot``: one snapshot of a ResNet-18 trained with AdamW, until the host goes on (and, on a GPU, until
   the copy is done), and one training step at batch size 64 of 32x32 images beside it; megabytes of the
   parameters, of one snapshot, and of the most that are held at once.
-- ``swing``: what ``Swing`` does before each optimizer step up to the peak, for the same ResNet-18.
+- ``swing``: what ``Swing`` does before each optimizer step while losses are watched, for the same ResNet-18.
 """
 
 from __future__ import annotations

@@ -245,6 +245,65 @@ def test_losses_in_other_units_change_nothing(factor):
         assert one[0].is_little(fallen, 0.0) == other[0].is_little(factor * fallen, 0.0)
 
 
+# --- the floor -----------------------------------------------------------------------------------
+
+
+def recent(weights, gradients, steps):
+    average, mean = weights[0].copy(), 0.0
+    for weight, gradient in zip(weights[1:], gradients[1:], strict=True):
+        mean += (float((weight - average) @ gradient) - mean) / max(steps / 4, 1.0)
+        average = average + (weight - average) / steps
+    return mean
+
+
+@pytest.mark.parametrize("warmup", [32, 64, 120])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_cost_is_half_of_the_recent_products_and_never_negative(warmup, sign):
+    weights, gradients = some()
+    products = sign * recent(weights, gradients, warmup // 8)
+    swing, optimizer = watched(warmup=warmup)
+    assert swing.cost() == 0.0
+    walk(swing, weights, sign * gradients, optimizer)
+    assert swing.cost() == pytest.approx(max(products / 2, 0.0))
+
+
+def test_the_floor_is_the_loss_less_the_cost():
+    swing, optimizer = watched(size=1)
+    walk(swing, [[0.0], *[[1.0]] * 40], [[0.0], *[[2.0]] * 40], optimizer)
+    losses = np.array([3.0, math.nan, math.inf, 1.0])
+    cost = swing.cost()
+    assert 0.0 < cost < 0.2
+    assert swing.floor(losses, 10.0) == pytest.approx(losses - cost, nan_ok=True)
+    # Of little that has fallen a quarter at most; where nothing has, nothing.
+    assert swing.floor(losses, cost) == pytest.approx(losses - cost / 4, nan_ok=True)
+    for fallen in (0.0, -1.0):
+        assert swing.floor(losses, fallen) == pytest.approx(losses, nan_ok=True)
+    swing.restart()
+    assert swing.cost() == cost
+    swing.begin(64)
+    assert swing.cost() == 0.0
+
+
+def test_in_a_noisy_valley_the_floor_is_its_bottom():
+    # Means over the steps: of the losses above the bottom, and of what is taken off.
+    random, curvature, lr = np.random.default_rng(5), 2.0, 0.3
+    swing, optimizer = watched(size=1, warmup=8 * 100)
+    (parameter,) = optimizer.param_groups[0]["params"]
+    optimizer.param_groups[0]["lr"] = lr
+    losses, floors, w = [], [], 0.0
+    for _ in range(6000):
+        parameter.data.fill_(w)
+        parameter.grad = torch.tensor([curvature * w + random.standard_normal()], dtype=torch.float64)
+        optimizer.step()
+        losses.append(1.0 + curvature * w * w / 2)
+        floors.append(float(swing.floor(np.array(losses[-1:]), math.inf)[0]))
+        w = float(parameter.detach())
+    above = np.mean(losses[1000:]) - 1.0
+    assert above > 0.05
+    # Steps at which the mean is below zero, which is taken for none, leave the floor a little low.
+    assert np.mean(floors[1000:]) == pytest.approx(1.0, abs=0.15 * above)
+
+
 # --- its state -----------------------------------------------------------------------------------
 
 
@@ -312,6 +371,55 @@ def test_lamb_has_a_peak_of_its_own():
     assert not rises(run)
 
 
+class Costly(Swinging):
+    """The loss rises at the warmup's end by what the swinging then begins to cost, times ``share``."""
+
+    def __init__(self, share, *, cost, since, total=300):
+        super().__init__(0.0, total=total)
+        self.share, self.cost, self.since = share, cost, since
+
+    def loss(self):
+        late = self.t >= self.since
+        self.swings = 2.0 * self.cost if late else 0.0
+        return super().loss() + (self.share * self.cost if late else 0.0)
+
+
+def passes(run):
+    return [r.step for r in run.schedule.receipts if r.verdict is Verdict.PASSED]
+
+
+def without_a_floor(monkeypatch):
+    monkeypatch.setattr(Swing, "floor", lambda self, losses, fallen: losses)
+
+
+def test_a_loss_that_rises_for_the_swinging_s_sake_has_not_passed_its_minimum(monkeypatch):
+    # It has fallen by 1.8, a quarter of which is more than .4; three times that is not the swinging's.
+    assert not passes(Costly(1.0, cost=0.4, since=80).end())
+    assert passes(Costly(3.0, cost=0.4, since=80).end())
+    assert not passes(Costly(0.0, cost=0.4, since=80).end())
+    without_a_floor(monkeypatch)
+    assert passes(Costly(1.0, cost=0.4, since=80).end())
+
+
+class Slowed(Swinging):
+    """A loss that would fall in a straight line, but for swinging that costs more and more of it."""
+
+    def __init__(self):
+        super().__init__(0.0, straight=200)
+
+    def loss(self):
+        late = 0.8 * 1.8 / 200 * max(self.t - 40, 0)
+        self.swings = 2.0 * late
+        return super().loss() + late
+
+
+def test_a_floor_that_keeps_its_pace_lets_the_learning_rate_rise(monkeypatch):
+    on = rises(Slowed().end())
+    assert len(on) >= 2
+    without_a_floor(monkeypatch)
+    assert len(rises(Slowed().end())) < len(on)
+
+
 def test_short_runs_are_not_watched():
     run = Run(total=160)
     while not run.schedule._legs:
@@ -319,11 +427,20 @@ def test_short_runs_are_not_watched():
     assert not run.schedule._course._swing.watches
 
 
-def test_after_the_peak_nothing_is_watched():
-    run = Swinging(0.5).end()
+def test_when_losses_are_watched_no_longer_nothing_is():
+    run = Swinging(0.5).until(149)
+    assert run.schedule.phase == "decay"
+    assert run.schedule._course._swing.watches
+    run.end()
     assert run.schedule.receipts[-1].step == 150
     assert not run.schedule._course._swing.watches
     assert len(run.optimizer._optimizer_step_pre_hooks) == 1
+
+
+def test_after_an_alarm_nothing_is_watched():
+    run = Run(total=300, blows=range(110, 300)).until(140)
+    assert run.schedule.rolled_back_to > 0
+    assert not run.schedule._course._swing.watches
 
 
 @pytest.mark.parametrize("blows", [(), range(110, 300)], ids=["reached", "passed"])
@@ -339,6 +456,15 @@ def test_a_state_from_before_it_was_watched_goes_on():
     other.end()
     assert other.schedule.phase == "decay"
     assert not rises(other)
+
+
+def test_a_state_from_before_the_floor_goes_on():
+    def older(state):
+        del state["fallen"], state["swing"]["recent"]
+
+    run, other = runs_of_older_state(older, lambda: Run(total=300), 60)
+    assert other.schedule._course._swing.watches
+    assert run.end().schedule.phase == other.end().schedule.phase == "decay"
 
 
 def test_two_groups_in_real_training():
