@@ -29,7 +29,7 @@ _TARGET, _LINEAR_SHARE, _BACK_OFF = 1.5, 0.2, 0.5
 _BURST_FROM = 0.4
 # Of a learning rate's effect, where momentum adds gradients up: else the pace is not yet its.
 _SEEN = 0.5
-# A floor that rises by more than this share of its mean pace asks for no higher learning rate, however little
+# A loss that rises by more than this share of its mean pace asks for no higher learning rate, however little
 # the weights swing: where gradients are clipped, they tell too little of it.
 _RISING = 0.1
 # A sweep that took more than this share of all steps is not thrown away: on from its lowest loss.
@@ -72,7 +72,8 @@ class SweptWarmup:
         self._start, self._snapshots = start, snapshots
         self._unused_rule = copy.deepcopy(rule)
         self._unused_optimizer = start.optimizer_state()
-        self._burst, self._pace, self._swing = Burst(), Pace(0), Swing(optimizer)
+        self._burst, self._swing = Burst(), Swing(optimizer)
+        self._pace, self._floor_pace = Pace(0), Pace(0)  # of the losses, and of those without the swinging
         self._fallen = 0.0  # how far the last test's minimum lies below the level that training starts from
         self._by_layers = False  # the peak came from the steps left, not from the sweep: rank 0 has said so
 
@@ -93,9 +94,10 @@ class SweptWarmup:
     def judge(self, step: int, losses: Array) -> Receipt:
         """What is known after ``step``, with the losses [k] of the last k steps."""
         if self.legs:
-            losses = self._swing.floor(losses, self._fallen)
-            self.rule.observe(losses, self._horizon())
             self._pace.observe(losses)
+            losses = self._swing.floor(losses, self._fallen)
+            self._floor_pace.observe(losses)
+            self.rule.observe(losses, self._horizon())
             leg = self.legs[-1]
             # Steps of a fixed share of the norm do not run away: a rise near the peak heals by itself.
             if self._by_layers and step <= leg.turn + leg.last_stretch:
@@ -196,7 +198,7 @@ class SweptWarmup:
         if pace.few and (leg.rises > 0 or self._by_layers or seen < _SEEN):
             return False
         level, noise = self.sweep.level, self.sweep.noise
-        if pace.holds(level, noise, rising=leg.rises > 0 and not self._by_layers):
+        if self._floor_pace.holds(level, noise, rising=leg.rises > 0 and not self._by_layers):
             return True
         return pace.share(level) >= -_RISING and self._swing.is_little(pace.fall(level), noise)
 
@@ -247,7 +249,8 @@ class SweptWarmup:
         self.legs.append(leg)
         self.positives = 0
         self.rule = copy.deepcopy(self._unused_rule)
-        self._burst, self._pace, self._fallen = Burst(), Pace(leg.warmup), 0.0
+        self._burst, self._fallen = Burst(), 0.0
+        self._pace, self._floor_pace = Pace(leg.warmup), Pace(leg.warmup)
         # Steps of a fixed share of the norm have a peak of their own, and little swing up to it.
         self._swing.begin(0 if self._by_layers else leg.warmup)
         self.rule.observe(np.array(self.sweep.losses[: self.sweep.steps // 2]), self._horizon())
@@ -263,6 +266,7 @@ class SweptWarmup:
         return {
             "positives": self.positives, "sweep": self.sweep.state_dict(), "layerwise": self.layerwise,
             "burst": self._burst.state_dict(), "pace": self._pace.state_dict(),
+            "floor_pace": self._floor_pace.state_dict(),
             "swing": self._swing.state_dict(), "fallen": self._fallen, "start": self._start.state_dict(),
             "unused_optimizer": self._unused_optimizer,
         }  # fmt: skip
@@ -279,9 +283,11 @@ class SweptWarmup:
         self.layerwise = state.get("layerwise")
         if state.get("burst") is not None:
             self._burst.load_state_dict(state["burst"])
-        self._pace = Pace(self.legs[-1].warmup if self.legs else 0)
+        warmup = self.legs[-1].warmup if self.legs else 0
+        self._pace, self._floor_pace = Pace(warmup), Pace(warmup)
         if state.get("pace") is not None:
             self._pace.load_state_dict(state["pace"])
+            self._floor_pace.load_state_dict(state.get("floor_pace", state["pace"]))
         self._fallen = float(state.get("fallen", 0.0))
         self._swing.end()
         if state.get("swing") is not None:

@@ -43,7 +43,7 @@ _NOT_DECIDING = {"data_dir", "loader_workers", "checkpoint_every", "on_non_finit
 # Left out of the hash at their usual values, so that runs from before they existed keep their names.
 _ADDED_LATER: dict[str, Any] = {"compute": Compute().model_dump(mode="json"), "code": ""}
 # Of the linear warmup's decisions: raised when they change, so that runs from before are not taken for them.
-_LINEAR_REVISION = 9
+_LINEAR_REVISION = 10
 # Optimizers that set the size of their steps by themselves, and the schedules that leave them to it.
 _SELF_SCALING = {
     "prodigy": ("linear_warmup", "constant", "own"),

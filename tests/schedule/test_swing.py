@@ -365,6 +365,19 @@ def test_a_loss_that_rises_ends_it_whatever_they_do():
     assert not rises(run.end())
 
 
+def test_a_loss_that_rises_for_the_swinging_s_sake_ends_it_too(monkeypatch):
+    # The floor is flat, and the swinging little, less than a tenth of 1.8; but more with each step.
+    class More(Swinging):
+        def loss(self):
+            late = 0.008 * min(max(self.t - 55, 0), 10)
+            self.swings = 2.0 * late
+            return super().loss() + late
+
+    assert not rises(More(0.0).end())
+    monkeypatch.setattr("autolr_ray.schedule.swept_warmup._RISING", 1.0)
+    assert rises(More(0.0).end())
+
+
 def test_lamb_has_a_peak_of_its_own():
     run = Swinging(0.0, name="lamb", explodes=math.inf).end()
     assert run.swept.verdict is Verdict.LAYERWISE
@@ -460,7 +473,7 @@ def test_a_state_from_before_it_was_watched_goes_on():
 
 def test_a_state_from_before_the_floor_goes_on():
     def older(state):
-        del state["fallen"], state["swing"]["recent"]
+        del state["fallen"], state["floor_pace"], state["swing"]["recent"]
 
     run, other = runs_of_older_state(older, lambda: Run(total=300), 60)
     assert other.schedule._course._swing.watches
