@@ -249,8 +249,9 @@ _GALLERY: tuple[tuple[Callable[[Scene], Figure | None], str, str], ...] = (
     (
         posterior,
         "Why the LR turned",
-        "The losses that the scheduler had seen, its Gaussian-process posterior when the warmup ended, the "
-        "minimum it found and the step at which it switched.",
+        "The losses that the scheduler had seen, its Gaussian-process posterior when the warmup ended (after "
+        "a sweep, that of the losses without what the weights' swinging costs), the minimum it found and the "
+        "step at which it switched.",
     ),
     (
         tests,

@@ -103,9 +103,10 @@ class Swing:
 
         Args:
             losses: those that are not finite stay as they are.
-            fallen: how far the floor has come down since the start; a quarter of it is taken off at most.
+            fallen: how far the floor has come down since the start, NaN if that is unknown; a quarter of it
+                is taken off at most.
         """
-        return losses - min(self.cost(), _MOST * max(fallen, 0.0))
+        return losses - min(self.cost(), _MOST * max(0.0, fallen))
 
     def _attach(self) -> None:
         this = weakref.ref(self)

@@ -276,7 +276,7 @@ def test_the_floor_is_the_loss_less_the_cost():
     assert swing.floor(losses, 10.0) == pytest.approx(losses - cost, nan_ok=True)
     # Of little that has fallen a quarter at most; where nothing has, nothing.
     assert swing.floor(losses, cost) == pytest.approx(losses - cost / 4, nan_ok=True)
-    for fallen in (0.0, -1.0):
+    for fallen in (0.0, -1.0, -math.inf, math.nan):
         assert swing.floor(losses, fallen) == pytest.approx(losses, nan_ok=True)
     swing.restart()
     assert swing.cost() == cost
