@@ -45,11 +45,11 @@ class AutoWarmup(Schedule):
     ``autolr_ray.schedule.layerwise``). As long as the loss still falls there as it has all along (see
     ``autolr_ray.schedule.pace``), or, in a warmup of 32 steps and more, the weights hardly swing about their
     running average (see ``autolr_ray.schedule.swing``; not with LAMB and its like), the learning rate goes on
-    rising, then the decay follows. What the swinging costs is taken off the losses before that is asked. The
-    rule watches until ``max_warmup_fraction`` of the steps: whenever the loss has passed its minimum, or
-    three losses in a row lie far above it, training goes on from there, the decay starting at the learning
-    rate that it had there, from the second time on at half of it. (With LAMB and its like the loss may rise,
-    uncounted, for as long after the peak as the last stretch up to it took.)
+    rising, then the decay follows. The rule watches until ``max_warmup_fraction`` of the steps: whenever the
+    loss has passed its minimum, or three losses in a row lie far above it, training goes on from there, the
+    decay starting at the learning rate that it had there, from the second time on at half of it. (With LAMB
+    and its like the loss may rise, uncounted, for as long after the peak as the last stretch up to it took.)
+    Pace, rule and minimum are those of the losses without what swinging costs.
 
     ``"exponential"`` (the original): step ``t`` runs at ``min_lr * (max_lr / min_lr) ** (t / W)``, over at
     most ``W = max_warmup_fraction * total_steps`` steps; after the minimum the decay starts from the
@@ -357,10 +357,10 @@ class AutoWarmup(Schedule):
             for start, warmup, peak, *more in state_dict["legs"]
         ]
         self._last_look = int(state_dict["last_look"])
-        self._next_look = self._course.next_look(self._last_look)
         self._pending.fill(state_dict["pending"].tolist())
         self.receipts = [Receipt.from_dict(receipt) for receipt in state_dict["receipts"]]
         self._course.load_state_dict(state_dict, self.receipts)
+        self._next_look = self._course.next_look(self._last_look)
         self.rule.load_state_dict(state_dict["rule"])
         self.trace.load_state_dict(state_dict["trace"])
         self._set_lr(self._lr())

@@ -87,6 +87,8 @@ def draw_posterior(axes: Axes, x: Array, mean: Array, sd: Array, argmin_step: fl
         x, mean - 2 * sd, mean + 2 * sd, color=colour, alpha=0.22, linewidth=0, label="posterior, ± 2 sd"
     )
     axes.plot(x, mean, color=colour, linewidth=2, label="posterior mean")
+    if np.isfinite(mean).any():  # where swinging was taken off it lies below the losses
+        axes.set_ylim(bottom=min(axes.get_ylim()[0], float(np.nanmin(mean - 2 * sd))))
     axes.plot(
         argmin_step, np.interp(argmin_step, x, mean), "v", color=_ORANGE, markersize=9, linestyle="",
         markeredgecolor="white", label="minimum",

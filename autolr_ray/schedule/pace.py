@@ -36,6 +36,7 @@ class Pace:
         self.window = max(1, round(warmup / _PARTS))
         self._recent: deque[float] = deque(maxlen=2 * self.window)
         self._count = 0
+        self._lowest = math.inf
 
     @property
     def few(self) -> bool:
@@ -46,6 +47,7 @@ class Pace:
         """Take in the losses [k] of the next k steps."""
         self._recent.extend(losses.tolist())
         self._count += len(losses)
+        self._lowest = min(self._lowest, self._means()[1])
 
     def share(self, level: float) -> float:
         """The fall from the window before the last to the last, a step, over that from ``level`` to it.
@@ -64,6 +66,10 @@ class Pace:
     def fall(self, level: float) -> float:
         """How far the last losses lie below ``level``; -inf where they are too few, or not all finite."""
         return level - self._means()[1]
+
+    def risen(self) -> float:
+        """How far the last losses lie above where they were lowest; NaN as long as they are too few."""
+        return self._means()[1] - self._lowest
 
     def holds(self, level: float, step: float, *, rising: bool) -> bool:
         """Whether the pace is kept, at least a half of the mean pace.
@@ -86,11 +92,13 @@ class Pace:
         return (before, last) if finite else (math.inf, math.inf)
 
     def state_dict(self) -> dict[str, Any]:
-        """A number and a tensor."""
-        return {"count": self._count, "recent": torch.tensor(list(self._recent), dtype=torch.float64)}
+        """Numbers and a tensor."""
+        recent = torch.tensor(list(self._recent), dtype=torch.float64)
+        return {"count": self._count, "recent": recent, "lowest": self._lowest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from ``state``."""
         self._count = int(state["count"])
+        self._lowest = float(state.get("lowest", math.inf))  # unknown to states from before it was there
         self._recent.clear()
         self._recent.extend(state["recent"].tolist())

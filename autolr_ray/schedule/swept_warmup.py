@@ -32,6 +32,9 @@ _SEEN = 0.5
 # A loss that rises by more than this share of its mean pace asks for no higher learning rate, however little
 # the weights swing: where gradients are clipped, they tell too little of it.
 _RISING = 0.1
+# Of the floor's rise, the least that the loss itself has to show: the rest may be swinging that has ended, or
+# that was measured where there was none.
+_OWN = 0.5
 # A sweep that took more than this share of all steps is not thrown away: on from its lowest loss.
 _DEAR_SWEEP = 0.05
 
@@ -167,7 +170,9 @@ class SweptWarmup:
         burst = self._burst.strength
         evidence = dataclasses.replace(evidence, strength=max(evidence.strength, burst))
         positives = self.positives + 1 if evidence.positive else 0
-        if positives >= self.rule.patience or burst >= 1.0:
+        # Means of a window that are too few are NaN, and say nothing against it.
+        of_swinging = self._pace.risen() < _OWN * self._floor_pace.risen()
+        if (positives >= self.rule.patience or burst >= 1.0) and not of_swinging:
             fallen = self.sweep.improved or self.sweep.below_noise(self._burst.lowest)
             verdict = Verdict.PASSED if evidence.improved and fallen else Verdict.DIVERGED
         elif step == leg.turn:
@@ -252,7 +257,7 @@ class SweptWarmup:
         self._burst, self._fallen = Burst(), 0.0
         self._pace, self._floor_pace = Pace(leg.warmup), Pace(leg.warmup)
         # Steps of a fixed share of the norm have a peak of their own, and little swing up to it.
-        self._swing.begin(0 if self._by_layers else leg.warmup)
+        self._swing.begin(leg.warmup if self.may_change and not self._by_layers else 0)
         self.rule.observe(np.array(self.sweep.losses[: self.sweep.steps // 2]), self._horizon())
         self._snapshots.clear()
         self._snapshots.take(step, step)

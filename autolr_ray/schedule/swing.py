@@ -62,7 +62,7 @@ class Swing:
         return self._hook is not None
 
     def begin(self, warmup: int) -> None:
-        """Forget all, and watch a warmup of that many steps, unless it is too short for an average."""
+        """Forget all, and watch until the end, unless a warmup of so many steps is too short for that."""
         self.end()
         self._steps = warmup // _MEMORY
         if self._steps >= _FEWEST:
@@ -177,7 +177,9 @@ class Swing:
         }
         # The latter unknown to states from before it was there.
         total, recent = state["total"], state.get("recent")
-        self._total = None if total is None else total.clone()
-        self._recent = None if recent is None else recent.clone()
+        # Where the weights are, which need not be where they were.
+        device = next((average.device for average in self._average.values()), None)
+        self._total = None if total is None else total.to(device, copy=True)
+        self._recent = None if recent is None else recent.to(device, copy=True)
         if state["watches"]:
             self._attach()

@@ -62,8 +62,8 @@ class Verdict(enum.Enum):
         "learning rate that the steps left ask for begins"
     )
     RISES_ON = (
-        "the loss falls at the end of the warmup as it has all along, or the weights hardly swing about "
-        "their average: the learning rate goes on rising"
+        "the loss, without what swinging costs, falls at the end of the warmup as it has all along, or the "
+        "weights hardly swing about their average: the learning rate goes on rising"
     )
 
     @property

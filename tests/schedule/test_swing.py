@@ -1,5 +1,6 @@
 """Weights that swing about their average, or travel: what the gradients say of it."""
 
+import copy
 import gc
 import math
 
@@ -414,6 +415,20 @@ def test_a_loss_that_rises_for_the_swinging_s_sake_has_not_passed_its_minimum(mo
     assert passes(Costly(1.0, cost=0.4, since=80).end())
 
 
+@pytest.mark.parametrize("products", [dict.fromkeys(range(80, 110), 0.8), {80: 10.0}], ids=["ends", "one"])
+def test_swinging_that_ends_is_no_rise_of_the_loss(products, monkeypatch):
+    class Ends(Swinging):
+        def loss(self):
+            self.swings = products.get(self.t, 0.0)
+            return super().loss()
+
+    run = Ends(0.0).end()
+    assert not passes(run)
+    assert run.schedule._course._floor_pace.risen() > 0.1
+    monkeypatch.setattr("autolr_ray.schedule.swept_warmup._OWN", 0.0)
+    assert passes(Ends(0.0).end())
+
+
 class Slowed(Swinging):
     """A loss that would fall in a straight line, but for swinging that costs more and more of it."""
 
@@ -471,13 +486,46 @@ def test_a_state_from_before_it_was_watched_goes_on():
     assert not rises(other)
 
 
+def test_nothing_is_watched_where_nothing_is_left_to_decide():
+    run = Run(total=300, final_lr=0.5).until(60)
+    assert not run.schedule._watching
+    assert not run.schedule._course._swing.watches
+
+
+def test_every_look_of_the_whole_run_is_one_of_the_resumed():
+    # The look at a quarter before the warmup's end falls on no test here.
+    whole_run_that_resumes(lambda: Run(total=620), {104, 105, 106})
+
+
+def test_resumed_it_has_the_floor_that_the_whole_has():
+    class Steered(Slowed):
+        def loss(self):
+            loss = super().loss()
+            self.swings = 0.0144 * max(self.t - 39, 0)
+            return loss
+
+        def until(self, t):
+            self.swings = 0.0144 * max(self.t - 40, 0)
+            return super().until(t)
+
+    whole = whole_run_that_resumes(Steered, {50, 65, 66, 75, 90, 110})
+    assert rises(whole)
+
+
 def test_a_state_from_before_the_floor_goes_on():
     def older(state):
         del state["fallen"], state["floor_pace"], state["swing"]["recent"]
 
-    run, other = runs_of_older_state(older, lambda: Run(total=300), 60)
-    assert other.schedule._course._swing.watches
-    assert run.end().schedule.phase == other.end().schedule.phase == "decay"
+    run = Run(total=300).until(60)
+    state, other = copy.deepcopy(run.schedule.state_dict()), Run(total=300)
+    older(state)
+    other.schedule.load_state_dict(state)
+    course = other.schedule._course
+    assert course._swing.watches
+    assert course._swing.cost() == course._fallen == 0.0
+    assert_same(course._floor_pace.state_dict(), course._pace.state_dict())
+    other.t, other.rates = 60, list(run.rates)
+    assert other.end().schedule.phase == "decay"
 
 
 def test_two_groups_in_real_training():
