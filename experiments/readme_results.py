@@ -37,7 +37,7 @@ def section() -> str:
         f"[report]({folder}/report.html). Seeds, versions and hardware are in it.\n\n"
         f"Three batch sizes, three seeds, a grid of ten and six rivals "
         f"([{LARGER.name}]({larger}/summary.md), [report]({larger}/report.html)): {its_headline}\n"
-        "Its auto_warmup runs are of the rule before the present one (experiments/LOG.md, seventh look).\n\n"
+        "Its auto_warmup runs were made on another, quieter day: compare runs, not device time.\n\n"
         + _bench()
     )
 
