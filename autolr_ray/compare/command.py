@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from autolr_ray.compare.extend import all_cells
 from autolr_ray.compare.failures import FailureLog
 from autolr_ray.compare.ledger import RunStore
 from autolr_ray.compare.study import Study, StudyError, dump_study
-from autolr_ray.files import write_atomically
+from autolr_ray.files import remove_tree, write_atomically
 from autolr_ray.remote import Location, location
 
 # Exit statuses, as in autolr_ray.cli.
@@ -40,9 +41,10 @@ def compare(
     """
     store = RunStore(folder / "cells")
     found = store.read_all()
-    wanted = {cell.spec.cell for cell in all_cells(study, found)}
+    wanted, finished = {cell.spec.cell for cell in all_cells(study, found)}, {record.cell for record in found}
+    _clear_up(folder / "runs", finished)
     interrupted, failures = False, []
-    if wanted <= {record.cell for record in found}:
+    if wanted <= finished:
         print(f"{study.name}: all {len(wanted)} runs are finished, nothing to run; writing the report again")
     else:
         print(f"{study.name}: {len(wanted)} runs into {folder}; importing Ray ...", flush=True)
@@ -89,6 +91,14 @@ def compare(
         print(GO_ON, file=sys.stderr)
         return INTERRUPTED
     return FAILED if failures else OK
+
+
+def _clear_up(runs: Location, finished: set[str]) -> None:
+    """Delete the checkpoints of finished runs that were cut off just before they would have done it."""
+    with suppress(OSError):
+        for place in runs.iterdir():
+            if place.name.rpartition("-")[2] in finished:
+                remove_tree(place)
 
 
 def _limited(study: Study, max_concurrent: int | None) -> Study:

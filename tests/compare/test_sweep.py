@@ -282,7 +282,17 @@ def test_a_quiet_console(whole: Sweep) -> None:
 
 def test_a_finished_sweep_runs_nothing_again(whole: Sweep) -> None:
     before, ledger = whole.cells(), (whole.out / "ledger.parquet").read_bytes()
+    # One run was cut off between its result and the end of its checkpoints; another is not of this study.
+    cut, other = (
+        whole.out / "runs" / f"auto-b16-s0-{cell}" for cell in (whole.ledger()[0].cell, "0123456789abcdef")
+    )
+    for place in (cut, other):
+        place.mkdir()
+        (place / "checkpoint-000000060.pt").touch()
     assert whole.run() == 0
+    assert not cut.exists()
+    assert other.exists()
+    shutil.rmtree(other)
     assert "all 8 runs are finished, nothing to run" in whole.said
     assert "starting Ray" not in whole.said
     assert whole.cells() == before
