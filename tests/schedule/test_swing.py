@@ -42,12 +42,16 @@ def watched(size=3, warmup=64, dtype=torch.float64):
     return swing, optimizer
 
 
-def expected(weights, gradients, steps):
+def products_of(weights, gradients, steps):
     average, products = weights[0].copy(), []
     for weight, gradient in zip(weights[1:], gradients[1:], strict=True):
         products.append(float((weight - average) @ gradient))
         average = average + (weight - average) / steps
-    return np.mean(products)
+    return products
+
+
+def expected(weights, gradients, steps):
+    return np.mean(products_of(weights, gradients, steps))
 
 
 def some(n=30, size=3, seed=0):
@@ -250,10 +254,9 @@ def test_losses_in_other_units_change_nothing(factor):
 
 
 def recent(weights, gradients, steps):
-    average, mean = weights[0].copy(), 0.0
-    for weight, gradient in zip(weights[1:], gradients[1:], strict=True):
-        mean += (float((weight - average) @ gradient) - mean) / max(steps / 4, 1.0)
-        average = average + (weight - average) / steps
+    mean = 0.0
+    for product in products_of(weights, gradients, steps):
+        mean += (product - mean) / max(steps / 4, 1.0)
     return mean
 
 
