@@ -44,12 +44,13 @@ class AutoWarmup(Schedule):
     learning rate times its norm, as LAMB does, to ``.25 * sqrt(3 / steps left)``: see
     ``autolr_ray.schedule.layerwise``). As long as the loss still falls there as it has all along (see
     ``autolr_ray.schedule.pace``), or, in a warmup of 32 steps and more, the weights hardly swing about their
-    running average (see ``autolr_ray.schedule.swing``; not with LAMB and its like), the learning rate goes on
-    rising, then the decay follows. The rule watches until ``max_warmup_fraction`` of the steps: whenever the
-    loss has passed its minimum, or three losses in a row lie far above it, training goes on from there, the
-    decay starting at the learning rate that it had there, from the second time on at half of it. (With LAMB
-    and its like the loss may rise, uncounted, for as long after the peak as the last stretch up to it took.)
-    Pace, rule and minimum are those of the losses without what swinging costs.
+    running average (see ``autolr_ray.schedule.swing``), the learning rate goes on rising, by halves, then the
+    decay follows. (With LAMB and its like it rises by quarters, to .05 at most, as long as the loss falls as
+    it has and the weights do not swing much.) The rule watches until ``max_warmup_fraction`` of the steps:
+    whenever the loss has passed its minimum, or three losses in a row lie far above it, training goes on from
+    there, the decay starting at the learning rate that it had there, from the second time on at half of it.
+    (With LAMB and its like the loss may rise, uncounted, for as long after the peak as the last stretch up to
+    it took.) Pace, rule and minimum are those of the losses without what swinging costs.
 
     ``"exponential"`` (the original): step ``t`` runs at ``min_lr * (max_lr / min_lr) ** (t / W)``, over at
     most ``W = max_warmup_fraction * total_steps`` steps; after the minimum the decay starts from the
@@ -352,10 +353,7 @@ class AutoWarmup(Schedule):
         self.peak_lr = state_dict["peak_lr"]
         self.switch_step = state_dict["switch_step"]
         self.rolled_back_to = state_dict["rolled_back_to"]
-        self._legs[:] = [
-            Leg(int(start), int(warmup), float(peak), *map(int, more))  # some not in states from before
-            for start, warmup, peak, *more in state_dict["legs"]
-        ]
+        self._legs[:] = map(Leg.of, state_dict["legs"])
         self._last_look = int(state_dict["last_look"])
         self._pending.fill(state_dict["pending"].tolist())
         self.receipts = [Receipt.from_dict(receipt) for receipt in state_dict["receipts"]]

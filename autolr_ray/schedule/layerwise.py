@@ -18,6 +18,12 @@ from torch.optim import Optimizer
 _WALK = 0.25
 _TOLERANCE = 0.02
 
+LAYERWISE_RISE = 0.25
+"""A rise beyond that peak: by a quarter. There is no scale of the learning rate to tell by how much more."""
+LAYERWISE_HIGHEST = 0.05
+"""No rise goes above: the ten steps that a momentum of .9 adds up would change a layer by more than half of
+its norm. Measured (``experiments/LOG.md``): beyond it every rise did harm, whatever the loss said."""
+
 
 def layerwise_peak(steps: int) -> float:
     """The peak learning rate with which a run's steps come to a quarter of the weights' norm.

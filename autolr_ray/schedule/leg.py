@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Iterable
+from typing import Any
 
-# One rise beyond the warmup: by this share of the peak so far, in this share of the warmup's steps.
-_RISE, _RISE_STEPS = 0.5, 0.25
+# One rise beyond the warmup: by this share of the peak so far, in half that share of the warmup's steps.
+_RISE = 0.5
+_KINDS: tuple[Callable[[float], Any], ...] = (int, int, float, int, int, float)  # of a leg's fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +36,8 @@ class Rise:
 @dataclasses.dataclass(frozen=True)
 class Leg:
     """From ``start`` on: ``warmup`` steps linearly up to ``first_peak``, as though there had been ``skipped``
-    of them before, then ``rises``, each by half of the learning rate so far in a quarter of the warmup's
-    steps, then the decay.
+    of them before, then ``rises``, each by the share ``rise`` of the learning rate so far in half that share
+    of the warmup's steps, then the decay.
     """
 
     start: int
@@ -42,6 +45,12 @@ class Leg:
     first_peak: float
     skipped: int = 0
     rises: int = 0
+    rise: float = _RISE
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Leg:
+        """From its fields in order, as ``dataclasses.astuple`` has them; the last ones may be missing."""
+        return cls(*(kind(value) for kind, value in zip(_KINDS, values, strict=False)))
 
     @property
     def turn(self) -> int:
@@ -51,7 +60,7 @@ class Leg:
     @property
     def peak_lr(self) -> float:
         """The highest learning rate."""
-        return self.first_peak * (1.0 + _RISE) ** self.rises
+        return self.first_peak * (1.0 + self.rise) ** self.rises
 
     @property
     def last_stretch(self) -> int:
@@ -61,7 +70,7 @@ class Leg:
     @property
     def rise_steps(self) -> int:
         """The steps of one rise."""
-        return max(2, round(_RISE_STEPS * self.warmup))
+        return max(2, round(self.rise / 2.0 * self.warmup))
 
     def lr(self, step: int) -> float:
         """The learning rate of optimizer step ``step``, ``start <= step <= turn``."""
@@ -69,7 +78,7 @@ class Leg:
         if done < self.warmup:
             return self.first_peak * (done + self.skipped + 1) / (self.warmup + self.skipped + 1)
         rises, into = divmod(done - self.warmup, self.rise_steps)
-        return self.first_peak * (1.0 + _RISE) ** rises * (1.0 + _RISE * into / self.rise_steps)
+        return self.first_peak * (1.0 + self.rise) ** rises * (1.0 + self.rise * into / self.rise_steps)
 
     def begun(self, summed: float) -> Leg:
         """Without its first steps, whose learning rates come to at most ``summed``."""

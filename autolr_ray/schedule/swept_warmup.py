@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from torch.optim import Optimizer
 
 from autolr_ray.schedule.burst import Burst
-from autolr_ray.schedule.layerwise import is_layerwise, layerwise_peak
+from autolr_ray.schedule.layerwise import LAYERWISE_HIGHEST, LAYERWISE_RISE, is_layerwise, layerwise_peak
 from autolr_ray.schedule.leg import Leg, Rise
 from autolr_ray.schedule.pace import Pace
 from autolr_ray.schedule.receipt import Receipt
@@ -197,15 +198,19 @@ class SweptWarmup:
         """Whether the loss asks for more than the warmup's peak."""
         on, pace = leg.risen(), self._pace
         # What comes of it has to be seen for as long as it takes.
-        if 2 * on.turn - leg.turn > self.warmup_steps or on.peak_lr > self.rise.max_lr:
+        highest = min(LAYERWISE_HIGHEST if self._by_layers else math.inf, self.rise.max_lr)
+        if 2 * on.turn - leg.turn > self.warmup_steps or on.peak_lr > highest:
             return False
         seen = momentum_share(self.optimizer.param_groups[0], pace.window)
         if pace.few and (leg.rises > 0 or self._by_layers or seen < _SEEN):
             return False
-        level, noise = self.sweep.level, self.sweep.noise
-        if self._floor_pace.holds(level, noise, rising=leg.rises > 0 and not self._by_layers):
+        level, noise, fallen = self.sweep.level, self.sweep.noise, pace.fall(self.sweep.level)
+        if self._by_layers:
+            holds = self._floor_pace.holds(level, noise, rising=False)
+            return holds and not self._swing.is_much(fallen)
+        if self._floor_pace.holds(level, noise, rising=leg.rises > 0):
             return True
-        return pace.share(level) >= -_RISING and self._swing.is_little(pace.fall(level), noise)
+        return pace.share(level) >= -_RISING and self._swing.is_little(fallen, noise)
 
     def _warm_up(self, receipt: Receipt) -> Receipt:
         """From the sweep to the first leg."""
@@ -241,8 +246,9 @@ class SweptWarmup:
             return Leg(step, 0, self.rise.min_lr)
         left = self.total_steps - step
         warmup = min(max(1, int(_LINEAR_SHARE * left)), self.warmup_steps - step)
-        target = 1.0 if receipt.verdict is Verdict.LAYERWISE else _TARGET
-        return Leg(step, warmup, min(target * receipt.argmin_lr, self.rise.max_lr))
+        if self._by_layers:
+            return Leg(step, warmup, receipt.argmin_lr, rise=LAYERWISE_RISE)
+        return Leg(step, warmup, min(_TARGET * receipt.argmin_lr, self.rise.max_lr))
 
     def _gentle_steps(self, peak_lr: float) -> int:
         """How many steps of the sweep ran at no more than ``peak_lr``, of those that have a snapshot."""
@@ -256,8 +262,7 @@ class SweptWarmup:
         self.rule = copy.deepcopy(self._unused_rule)
         self._burst, self._fallen = Burst(), 0.0
         self._pace, self._floor_pace = Pace(leg.warmup), Pace(leg.warmup)
-        # Steps of a fixed share of the norm have a peak of their own, and little swing up to it.
-        self._swing.begin(leg.warmup if self.may_change and not self._by_layers else 0)
+        self._swing.begin(leg.warmup if self.may_change else 0)
         self.rule.observe(np.array(self.sweep.losses[: self.sweep.steps // 2]), self._horizon())
         self._snapshots.clear()
         self._snapshots.take(step, step)

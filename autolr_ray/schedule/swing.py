@@ -26,6 +26,8 @@ from autolr_ray.schedule.smoother import Array
 
 # A tenth of the fall so far: swinging costs half as much (``experiments/LOG.md``).
 _LITTLE = 0.1
+# From here on the learning rate is at the scale that the loss's curvature sets.
+_MUCH = 0.35
 # Of the largest steps between losses before any learning: less than so many is no fall to take a share of.
 _FALLEN = 5.0
 # The weights' average forgets as fast as in an eighth of the warmup. In fewer than four steps it is none.
@@ -87,6 +89,14 @@ class Swing:
             step: the largest between losses before any learning; less than five times that is no fall.
         """
         return fallen > 0.0 and fallen >= _FALLEN * step and self.mean() < _LITTLE * fallen
+
+    def is_much(self, fallen: float) -> bool:
+        """Whether the weights swing rather than travel: by a third of the fall, and were seen to.
+
+        Args:
+            fallen: how far the loss has come down since the start.
+        """
+        return self._count > 0 and self.mean() >= _MUCH * fallen
 
     def mean(self) -> float:
         """Since the restart; inf where no step was seen. Waits for the device."""

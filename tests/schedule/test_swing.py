@@ -240,6 +240,23 @@ def test_little_is_a_tenth_of_the_fall(product, fallen, step, little):
     assert swing.is_little(fallen, step) is little
 
 
+@pytest.mark.parametrize(
+    ("product", "fallen", "much"),
+    [
+        (0.34, 1.0, False),
+        (0.36, 1.0, True),
+        (-1.0, 1.0, False),
+        (0.0, -math.inf, True),
+        (0.5, math.nan, False),
+    ],
+)
+def test_much_is_a_third_of_the_fall(product, fallen, much):
+    swing, optimizer = watched(size=1, warmup=64)
+    assert swing.is_much(fallen) is False  # nothing was seen
+    walk(swing, [[0.0], [1.0]], [[0.0], [product]], optimizer)
+    assert swing.is_much(fallen) is much
+
+
 @pytest.mark.parametrize("factor", [0.25, 8.0])
 def test_losses_in_other_units_change_nothing(factor):
     weights, gradients = some(seed=2)
@@ -382,10 +399,24 @@ def test_a_loss_that_rises_for_the_swinging_s_sake_ends_it_too(monkeypatch):
     assert rises(More(0.0).end())
 
 
-def test_lamb_has_a_peak_of_its_own():
+def test_little_swinging_asks_for_no_more_than_lamb_s_own_peak():
     run = Swinging(0.0, name="lamb", explodes=math.inf).end()
     assert run.swept.verdict is Verdict.LAYERWISE
     assert not rises(run)
+
+
+def test_swinging_that_is_much_ends_lamb_s_rises_though_the_floor_keeps_its_pace():
+    class Later(Swinging):
+        def steer(self, *_):
+            self.swings = 1.0 if self.t >= since else 0.1  # of a fall of about 1
+            super().steer()
+
+    since = math.inf
+    run = Later(0.0, total=600, name="lamb", explodes=math.inf, straight=250).end()
+    every = rises(run)
+    assert len(every) == 4  # to .044: the next would be above .05
+    since = every[2] - round(0.2 * (600 - run.swept.step) / 8)
+    assert rises(Later(0.0, total=600, name="lamb", explodes=math.inf, straight=250).end()) == every[:2]
 
 
 class Costly(Swinging):
