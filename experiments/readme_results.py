@@ -4,7 +4,8 @@
 
 Reads ``summary.md`` in ``experiments/results/quick`` and ``experiments/results/fashion_mnist``, and the
 figures, which ``experiments/compare.py`` wrote; and ``summary.md`` in ``experiments/results/quality``, which
-``experiments/benchmarks/quality.py`` wrote, as it did that in ``experiments/results/quality_second``.
+``experiments/benchmarks/quality.py`` wrote, as it did those in ``experiments/results/quality_second`` and
+``experiments/results/quality_third``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ ROOT = Path(__file__).resolve().parents[1]
 STUDY = ROOT / "experiments" / "results" / "quick"
 LARGER = ROOT / "experiments" / "results" / "fashion_mnist"
 BENCH = ROOT / "experiments" / "results" / "quality"
-SECOND = ROOT / "experiments" / "results" / "quality_second"
+OTHER_SEEDS = {
+    "A second set of seeds": BENCH.with_name("quality_second"),
+    "A third, that nobody had looked at before the rule was what it is": BENCH.with_name("quality_third"),
+}
 MARKS = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", flags=re.DOTALL)
 
 
@@ -46,17 +50,17 @@ def _bench() -> str:
     """What the bench over many cells says: its first sentence, groups, regrets, the picture."""
     folder = BENCH.relative_to(ROOT).as_posix()
     _, headline, groups, regrets, *_ = paragraphs = _paragraphs(BENCH)
-    second = SECOND.relative_to(ROOT).as_posix()
-    again = _paragraphs(SECOND)
     parts = [
         f"Over networks, optimizers, batch sizes and budgets ([summary]({folder}/summary.md)): {headline}",
         *_about_seeds(paragraphs),
         groups,
         regrets,
         f"![Difference to the tuned baseline, cell by cell]({folder}/difference.png)",
-        f"A second set of seeds ([summary]({second}/summary.md)): {again[1]}",
-        *_about_seeds(again),
     ]
+    for name, place in OTHER_SEEDS.items():
+        again = _paragraphs(place)
+        parts += [f"{name} ([summary]({place.relative_to(ROOT).as_posix()}/summary.md)): {again[1]}"]
+        parts += _about_seeds(again)
     return "\n\n".join(parts) + "\n"
 
 

@@ -17,7 +17,8 @@ import torch
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "experiments" / "benchmarks"
 RESULTS = ROOT / "experiments" / "results" / "quality"
-SECOND = RESULTS.with_name("quality_second")  # the same bench on other seeds
+# The same bench on other seeds.
+SECOND, THIRD = RESULTS.with_name("quality_second"), RESULTS.with_name("quality_third")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def quality():
         sys.path.remove(str(BENCHMARKS))
 
 
-@pytest.fixture(scope="module", params=[RESULTS, SECOND], ids=lambda folder: folder.name)
+@pytest.fixture(scope="module", params=[RESULTS, SECOND, THIRD], ids=lambda folder: folder.name)
 def again(quality, request, tmp_path_factory):
     """What is committed, and its ledger alone, reported anew."""
     folder = tmp_path_factory.mktemp("quality")
@@ -124,10 +125,11 @@ def test_nothing_is_lost_when_it_is_written_again(again):
     assert (new / "ledger.parquet").read_bytes() == (committed / "ledger.parquet").read_bytes()
 
 
-def test_the_second_set_of_seeds_has_none_of_the_first():
-    first, second = _last(RESULTS), _last(SECOND)
-    assert not set(second["seeds"]) & set(first["seeds"])
-    assert second["burnt_seeds"] == []
+def test_the_other_sets_of_seeds_have_none_of_the_first_nor_of_each_other():
+    first, second, third = _last(RESULTS), _last(SECOND), _last(THIRD)
+    seeds = [seed for last in (first, second, third) for seed in last["seeds"]]
+    assert len(seeds) == len(set(seeds))
+    assert second["burnt_seeds"] == third["burnt_seeds"] == third["looked_at_seeds"] == []
     assert second["looked_at_seeds"] == second["seeds"]
 
 
