@@ -232,6 +232,9 @@ class Run:
     def swept(self):
         return next(r for r in self.schedule.receipts if r.verdict in SWEEPS)
 
+    def steps_of(self, verdict):
+        return [r.step for r in self.schedule.receipts if r.verdict is verdict]
+
 
 def runs_of_older_state(change, make=Run, t=20):
     """A run after ``t`` steps, and one like it that took up its state, made older by ``change``."""

@@ -127,10 +127,6 @@ def test_the_peak_comes_from_the_steps_left():
     assert run.schedule.get_last_lr() == [0.0]
 
 
-def rises(run):
-    return [r.step for r in run.schedule.receipts if r.verdict is Verdict.RISES_ON]
-
-
 @pytest.mark.parametrize("total", [160, 600])  # swinging is not looked at in the first
 def test_it_rises_by_quarters_up_to_a_twentieth_of_the_norm(total, monkeypatch):
     monkeypatch.setattr(Swing, "is_much", lambda *_: False)  # the losses are made up
@@ -138,7 +134,7 @@ def test_it_rises_by_quarters_up_to_a_twentieth_of_the_norm(total, monkeypatch):
     run = by_layers(total=total, straight=total).until(total)
     left = total - run.swept.step
     first, warmup = 0.25 * math.sqrt(3 / left), int(0.2 * left)
-    on = rises(run)
+    on = run.steps_of(Verdict.RISES_ON)
     assert on == [run.swept.step + warmup + k * round(warmup / 8) for k in range(len(on))]
     assert run.schedule.peak_lr == pytest.approx(first * 1.25 ** len(on))
     assert 0.05 / 1.25 < run.schedule.peak_lr <= 0.05
@@ -147,7 +143,7 @@ def test_it_rises_by_quarters_up_to_a_twentieth_of_the_norm(total, monkeypatch):
 def test_a_run_with_rises_that_is_resumed_is_the_whole_run():
     at = {*range(0, 300, 23), *range(120, 140)}
     whole = whole_run_that_resumes(lambda: by_layers(total=600, straight=250), at)
-    assert rises(whole)
+    assert whole.steps_of(Verdict.RISES_ON)
 
 
 def passed(run):

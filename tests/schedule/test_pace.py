@@ -174,10 +174,6 @@ def pace_alone(monkeypatch):
     monkeypatch.setattr(Swing, "floor", lambda self, losses, fallen: losses)
 
 
-def verdicts(run, verdict):
-    return [r.step for r in run.schedule.receipts if r.verdict is verdict]
-
-
 @pytest.mark.usefixtures("pace_alone")
 def test_the_learning_rate_goes_on_rising_as_long_as_the_loss_falls():
     run = Run(total=200, straight=58).end()
@@ -185,13 +181,13 @@ def test_the_learning_rate_goes_on_rising_as_long_as_the_loss_falls():
     leg = run.schedule._legs[0]
     warmup = int(0.2 * (200 - start))
     quarter = round(warmup / 4)
-    on = verdicts(run, Verdict.RISES_ON)
+    on = run.steps_of(Verdict.RISES_ON)
     assert on == [start + warmup + k * quarter for k in range(len(on))]
     assert len(on) == 3  # the line ends with the second
     first = 1.5 * run.swept.argmin_lr
     assert run.schedule.peak_lr == leg.peak_lr == pytest.approx(first * 1.5 ** len(on))
     assert run.schedule.switch_step == on[-1] + quarter
-    assert verdicts(run, Verdict.REACHED) == [run.schedule.switch_step]
+    assert run.steps_of(Verdict.REACHED) == [run.schedule.switch_step]
     turn = run.schedule.switch_step
     np.testing.assert_allclose(
         run.rates[turn:], run.schedule.peak_lr * (200 - np.arange(turn, 200)) / (200 - turn)
@@ -203,7 +199,7 @@ def test_the_learning_rate_goes_on_rising_as_long_as_the_loss_falls():
 
 def test_while_it_rises_it_is_a_warmup():
     run = Run(total=200, straight=66)
-    while not verdicts(run, Verdict.RISES_ON):
+    while not run.steps_of(Verdict.RISES_ON):
         run.step()
     assert run.schedule.phase == "warmup"
     assert run.schedule.peak_lr is None
@@ -213,14 +209,14 @@ def test_while_it_rises_it_is_a_warmup():
 
 def test_it_turns_while_losses_are_watched():
     run = Run(total=200, straight=150).end()
-    assert len(verdicts(run, Verdict.RISES_ON)) > 2
+    assert len(run.steps_of(Verdict.RISES_ON)) > 2
     assert run.schedule.switch_step < 100
-    assert run.schedule.switch_step in verdicts(run, Verdict.REACHED)
+    assert run.schedule.switch_step in run.steps_of(Verdict.REACHED)
 
 
 @pytest.mark.usefixtures("pace_alone")
 def test_a_fall_that_lies_behind_it_turns_at_the_peak():
-    assert not verdicts(Run(total=200).end(), Verdict.RISES_ON)
+    assert not Run(total=200).end().steps_of(Verdict.RISES_ON)
 
 
 @pytest.mark.parametrize(
@@ -235,12 +231,12 @@ def test_a_fall_that_lies_behind_it_turns_at_the_peak():
 )
 def test_few_losses_are_trusted_once_or_not_at_all(total, settings, rises):
     run = Run(total=total, straight=1.5 * total, **settings).end()
-    assert len(verdicts(run, Verdict.RISES_ON)) == rises
+    assert len(run.steps_of(Verdict.RISES_ON)) == rises
 
 
 def test_no_rise_above_max_lr():
     run = Run(total=200, straight=150, max_lr=0.05).end()
-    assert verdicts(run, Verdict.RISES_ON)
+    assert run.steps_of(Verdict.RISES_ON)
     assert 0.05 / 1.5 < run.schedule.peak_lr <= 0.05
 
 
@@ -248,7 +244,7 @@ def test_no_rise_above_max_lr():
 def test_when_it_was_too_much_it_goes_back_at_the_whole_learning_rate_then_at_half(name, explodes):
     run = Run(total=200, name=name, explodes=explodes, straight=150, blows=range(60, 200)).end()
     first, *later = [r for r in run.schedule.receipts if r.verdict is Verdict.PASSED]
-    assert verdicts(run, Verdict.RISES_ON)[0] < 60 < first.step
+    assert run.steps_of(Verdict.RISES_ON)[0] < 60 < first.step
     assert run.swept.step < first.rolled_back_to <= 60
     assert run.schedule._legs[1].peak_lr == pytest.approx(first.argmin_lr)
     assert first.argmin_lr == pytest.approx(run.rates[round(first.argmin_step)])
@@ -258,14 +254,14 @@ def test_when_it_was_too_much_it_goes_back_at_the_whole_learning_rate_then_at_ha
 
 def test_a_straight_fall_within_the_noise_asks_for_nothing():
     run = Run(total=200, straight=20_000).end()
-    assert not verdicts(run, Verdict.RISES_ON)
+    assert not run.steps_of(Verdict.RISES_ON)
 
 
 @pytest.mark.parametrize("blows", [(), range(70, 200)], ids=["reached", "passed"])
 def test_split_training_is_the_whole_training(blows):
     at = {*range(0, 160, 7), *range(38, 48)}
     whole = whole_run_that_resumes(lambda: Run(total=160, straight=60, blows=blows), at)
-    assert verdicts(whole, Verdict.RISES_ON)
+    assert whole.steps_of(Verdict.RISES_ON)
 
 
 @pytest.mark.usefixtures("pace_alone")

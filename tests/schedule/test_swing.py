@@ -363,27 +363,23 @@ class Swinging(Run):
             p.grad = way * (self.swings / squared) if squared > 0.0 else torch.zeros_like(p)
 
 
-def rises(run):
-    return [r.step for r in run.schedule.receipts if r.verdict is Verdict.RISES_ON]
-
-
 @pytest.mark.parametrize("name", sorted(set(OPTIMIZERS) - {"lamb"}))
 def test_weights_that_hardly_swing_let_the_learning_rate_rise(name):
     # The fall from 2.3 to .5 lies behind them: the pace alone would end the warmup.
     run = Swinging(0.05, name=name).end()
-    on = rises(run)
+    on = run.steps_of(Verdict.RISES_ON)
     warmup = int(0.2 * (300 - run.swept.step))
     quarter = round(warmup / 4)
     assert on[:2] == [run.swept.step + warmup, run.swept.step + warmup + quarter]
     assert run.schedule.peak_lr == pytest.approx(1.5 * run.swept.argmin_lr * 1.5 ** len(on))
-    assert not rises(Swinging(0.5, name=name).end())
+    assert not Swinging(0.5, name=name).end().steps_of(Verdict.RISES_ON)
 
 
 def test_a_loss_that_rises_ends_it_whatever_they_do():
     run = Swinging(-1.0)
     usual = run.loss
     run.loss = lambda: usual() + 0.01 * max(run.t - 45, 0)
-    assert not rises(run.end())
+    assert not run.end().steps_of(Verdict.RISES_ON)
 
 
 def test_a_loss_that_rises_for_the_swinging_s_sake_ends_it_too(monkeypatch):
@@ -394,15 +390,15 @@ def test_a_loss_that_rises_for_the_swinging_s_sake_ends_it_too(monkeypatch):
             self.swings = 2.0 * late
             return super().loss() + late
 
-    assert not rises(More(0.0).end())
+    assert not More(0.0).end().steps_of(Verdict.RISES_ON)
     monkeypatch.setattr("autolr_ray.schedule.swept_warmup._RISING", 1.0)
-    assert rises(More(0.0).end())
+    assert More(0.0).end().steps_of(Verdict.RISES_ON)
 
 
 def test_little_swinging_asks_for_no_more_than_lamb_s_own_peak():
     run = Swinging(0.0, name="lamb", explodes=math.inf).end()
     assert run.swept.verdict is Verdict.LAYERWISE
-    assert not rises(run)
+    assert not run.steps_of(Verdict.RISES_ON)
 
 
 def test_swinging_that_is_much_ends_lamb_s_rises_though_the_floor_keeps_its_pace():
@@ -413,10 +409,11 @@ def test_swinging_that_is_much_ends_lamb_s_rises_though_the_floor_keeps_its_pace
 
     since = math.inf
     run = Later(0.0, total=600, name="lamb", explodes=math.inf, straight=250).end()
-    every = rises(run)
+    every = run.steps_of(Verdict.RISES_ON)
     assert len(every) == 4  # to .044: the next would be above .05
     since = every[2] - round(0.2 * (600 - run.swept.step) / 8)
-    assert rises(Later(0.0, total=600, name="lamb", explodes=math.inf, straight=250).end()) == every[:2]
+    run = Later(0.0, total=600, name="lamb", explodes=math.inf, straight=250).end()
+    assert run.steps_of(Verdict.RISES_ON) == every[:2]
 
 
 class Costly(Swinging):
@@ -432,21 +429,17 @@ class Costly(Swinging):
         return super().loss() + (self.share * self.cost if late else 0.0)
 
 
-def passes(run):
-    return [r.step for r in run.schedule.receipts if r.verdict is Verdict.PASSED]
-
-
 def without_a_floor(monkeypatch):
     monkeypatch.setattr(Swing, "floor", lambda self, losses, fallen: losses)
 
 
 def test_a_loss_that_rises_for_the_swinging_s_sake_has_not_passed_its_minimum(monkeypatch):
     # It has fallen by 1.8, a quarter of which is more than .4; three times that is not the swinging's.
-    assert not passes(Costly(1.0, cost=0.4, since=80).end())
-    assert passes(Costly(3.0, cost=0.4, since=80).end())
-    assert not passes(Costly(0.0, cost=0.4, since=80).end())
+    assert not Costly(1.0, cost=0.4, since=80).end().steps_of(Verdict.PASSED)
+    assert Costly(3.0, cost=0.4, since=80).end().steps_of(Verdict.PASSED)
+    assert not Costly(0.0, cost=0.4, since=80).end().steps_of(Verdict.PASSED)
     without_a_floor(monkeypatch)
-    assert passes(Costly(1.0, cost=0.4, since=80).end())
+    assert Costly(1.0, cost=0.4, since=80).end().steps_of(Verdict.PASSED)
 
 
 @pytest.mark.parametrize("products", [dict.fromkeys(range(80, 110), 0.8), {80: 10.0}], ids=["ends", "one"])
@@ -457,10 +450,10 @@ def test_swinging_that_ends_is_no_rise_of_the_loss(products, monkeypatch):
             return super().loss()
 
     run = Ends(0.0).end()
-    assert not passes(run)
+    assert not run.steps_of(Verdict.PASSED)
     assert run.schedule._course._floor_pace.risen() > 0.1
     monkeypatch.setattr("autolr_ray.schedule.swept_warmup._OWN", 0.0)
-    assert passes(Ends(0.0).end())
+    assert Ends(0.0).end().steps_of(Verdict.PASSED)
 
 
 class Slowed(Swinging):
@@ -476,10 +469,10 @@ class Slowed(Swinging):
 
 
 def test_a_floor_that_keeps_its_pace_lets_the_learning_rate_rise(monkeypatch):
-    on = rises(Slowed().end())
+    on = Slowed().end().steps_of(Verdict.RISES_ON)
     assert len(on) >= 2
     without_a_floor(monkeypatch)
-    assert len(rises(Slowed().end())) < len(on)
+    assert len(Slowed().end().steps_of(Verdict.RISES_ON)) < len(on)
 
 
 def test_short_runs_are_not_watched():
@@ -510,14 +503,14 @@ def test_split_training_is_the_whole_training(blows):
     # Gradients of the network's own, so that nothing but the schedule remembers.
     at = {*range(0, 190, 11), *range(64, 80)}
     whole = whole_run_that_resumes(lambda: Run(total=300, blows=blows), at)
-    assert rises(whole)
+    assert whole.steps_of(Verdict.RISES_ON)
 
 
 def test_a_state_from_before_it_was_watched_goes_on():
     other = runs_of_older_state(lambda state: state.pop("swing"), lambda: Run(total=300), 40)[1]
     other.end()
     assert other.schedule.phase == "decay"
-    assert not rises(other)
+    assert not other.steps_of(Verdict.RISES_ON)
 
 
 def test_nothing_is_watched_where_nothing_is_left_to_decide():
@@ -543,7 +536,7 @@ def test_resumed_it_has_the_floor_that_the_whole_has():
             return super().until(t)
 
     whole = whole_run_that_resumes(Steered, {50, 65, 66, 75, 90, 110})
-    assert rises(whole)
+    assert whole.steps_of(Verdict.RISES_ON)
 
 
 def test_a_state_from_before_the_floor_goes_on():
