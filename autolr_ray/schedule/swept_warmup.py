@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -198,16 +197,15 @@ class SweptWarmup:
         """Whether the loss asks for more than the warmup's peak."""
         on, pace = leg.risen(), self._pace
         # What comes of it has to be seen for as long as it takes.
-        highest = min(LAYERWISE_HIGHEST if self._by_layers else math.inf, self.rise.max_lr)
-        if 2 * on.turn - leg.turn > self.warmup_steps or on.peak_lr > highest:
-            return False
-        seen = momentum_share(self.optimizer.param_groups[0], pace.window)
-        if pace.few and (leg.rises > 0 or self._by_layers or seen < _SEEN):
+        if 2 * on.turn - leg.turn > self.warmup_steps or on.peak_lr > self.rise.max_lr:
             return False
         level, noise, fallen = self.sweep.level, self.sweep.noise, pace.fall(self.sweep.level)
         if self._by_layers:
-            holds = self._floor_pace.holds(level, noise, rising=False)
-            return holds and not self._swing.is_much(fallen)
+            holds = not pace.few and self._floor_pace.holds(level, noise, rising=False)
+            return holds and on.peak_lr <= LAYERWISE_HIGHEST and not self._swing.is_much(fallen)
+        seen = momentum_share(self.optimizer.param_groups[0], pace.window)
+        if pace.few and (leg.rises > 0 or seen < _SEEN):
+            return False
         if self._floor_pace.holds(level, noise, rising=leg.rises > 0):
             return True
         return pace.share(level) >= -_RISING and self._swing.is_little(fallen, noise)

@@ -20,7 +20,6 @@ from torch import nn
 
 from autolr_ray import AutoWarmup
 from autolr_ray.schedule.layerwise import is_layerwise, layerwise_peak
-from autolr_ray.schedule.swing import Swing
 from autolr_ray.schedule.switch import Verdict
 
 
@@ -127,10 +126,9 @@ def test_the_peak_comes_from_the_steps_left():
     assert run.schedule.get_last_lr() == [0.0]
 
 
+@pytest.mark.usefixtures("pace_alone")
 @pytest.mark.parametrize("total", [160, 600])  # swinging is not looked at in the first
-def test_it_rises_by_quarters_up_to_a_twentieth_of_the_norm(total, monkeypatch):
-    monkeypatch.setattr(Swing, "is_much", lambda *_: False)  # the losses are made up
-    monkeypatch.setattr(Swing, "floor", lambda self, losses, fallen: losses)
+def test_it_rises_by_quarters_up_to_a_twentieth_of_the_norm(total):
     run = by_layers(total=total, straight=total).until(total)
     left = total - run.swept.step
     first, warmup = 0.25 * math.sqrt(3 / left), int(0.2 * left)

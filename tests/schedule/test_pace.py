@@ -167,13 +167,6 @@ def test_a_leg_comes_back_from_its_values_the_last_of_which_may_be_missing(known
 # --- AutoWarmup ----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def pace_alone(monkeypatch):
-    """The losses are made up: gradients know nothing of them. What they say is in test_swing.py."""
-    monkeypatch.setattr(Swing, "is_little", lambda *_: False)
-    monkeypatch.setattr(Swing, "floor", lambda self, losses, fallen: losses)
-
-
 @pytest.mark.usefixtures("pace_alone")
 def test_the_learning_rate_goes_on_rising_as_long_as_the_loss_falls():
     run = Run(total=200, straight=58).end()
@@ -207,8 +200,11 @@ def test_while_it_rises_it_is_a_warmup():
     assert run.schedule.reason == Verdict.RISES_ON.value
 
 
-def test_it_turns_while_losses_are_watched():
-    run = Run(total=200, straight=150).end()
+@pytest.mark.parametrize(("name", "explodes"), [("adamw", 4.0), ("lamb", math.inf)])
+def test_it_turns_while_losses_are_watched(name, explodes, monkeypatch):
+    monkeypatch.setattr("autolr_ray.schedule.swept_warmup.LAYERWISE_HIGHEST", math.inf)
+    monkeypatch.setattr(Swing, "is_much", lambda *_: False)
+    run = Run(total=200, name=name, explodes=explodes, straight=150).end()
     assert len(run.steps_of(Verdict.RISES_ON)) > 2
     assert run.schedule.switch_step < 100
     assert run.schedule.switch_step in run.steps_of(Verdict.REACHED)
