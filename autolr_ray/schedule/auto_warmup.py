@@ -16,7 +16,7 @@ from autolr_ray.schedule.divergence import ON_DIVERGENCE, report_divergence
 from autolr_ray.schedule.exponential_warmup import ExponentialWarmup
 from autolr_ray.schedule.leg import Leg, Rise
 from autolr_ray.schedule.pending import PendingLosses, from_rank_zero, is_distributed
-from autolr_ray.schedule.receipt import Receipt
+from autolr_ray.schedule.receipt import Receipt, receipts_of, receipts_state
 from autolr_ray.schedule.robust_rule import RobustRule
 from autolr_ray.schedule.rollback import PLACES, HasState, SnapshotStore
 from autolr_ray.schedule.rules import get_rule
@@ -338,7 +338,7 @@ class AutoWarmup(Schedule):
             "last_look": self._last_look,
             "pending": self._pending.tensor().cpu(),
             "rule": self.rule.state_dict(),
-            "receipts": [receipt.to_dict() for receipt in self.receipts],
+            "receipts": receipts_state(self.receipts),
             "trace": self.trace.state_dict(),
             "snapshots": self._snapshots.state_dict() if self._snapshots is not None else None,
             **self._course.state_dict(),
@@ -356,7 +356,7 @@ class AutoWarmup(Schedule):
         self._legs[:] = map(Leg.of, state_dict["legs"])
         self._last_look = int(state_dict["last_look"])
         self._pending.fill(state_dict["pending"].tolist())
-        self.receipts = [Receipt.from_dict(receipt) for receipt in state_dict["receipts"]]
+        self.receipts = receipts_of(state_dict["receipts"])
         self._course.load_state_dict(state_dict, self.receipts)
         self._next_look = self._course.next_look(self._last_look)
         self.rule.load_state_dict(state_dict["rule"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -97,29 +98,42 @@ class Receipt:
         return torch.from_numpy(np.concatenate([scalars, self.mean, self.sd]))
 
     @classmethod
-    def from_vector(cls, vector: torch.Tensor) -> Receipt:
-        """The inverse of :meth:`to_vector`."""
+    def from_vector(cls, vector: torch.Tensor, verdict: Verdict | None = None) -> Receipt:
+        """The inverse of :meth:`to_vector`; with ``verdict`` for the one whose place it holds, if given."""
         values = vector.detach().cpu().numpy().astype(np.float64)
         (
-            step, lr, verdict, probability, positives, argmin_step, argmin_lr, rolled_back_to,
+            step, lr, place, probability, positives, argmin_step, argmin_lr, rolled_back_to,
             earliest, scale, noise, mean, strength, start,
         ) = values[:_SCALARS]  # fmt: skip
         return cls(
-            step=int(step), lr=float(lr), verdict=_VERDICTS[int(verdict)], probability=float(probability),
-            positives=int(positives), argmin_step=float(argmin_step), argmin_lr=float(argmin_lr),
-            rolled_back_to=int(rolled_back_to), earliest_step=float(earliest),
+            step=int(step), lr=float(lr), verdict=verdict or _VERDICTS[int(place)],
+            probability=float(probability), positives=int(positives), argmin_step=float(argmin_step),
+            argmin_lr=float(argmin_lr), rolled_back_to=int(rolled_back_to), earliest_step=float(earliest),
             start_step=int(start), strength=float(strength),
             outputscale=float(scale), noise=float(noise), prior_mean=float(mean),
             mean=values[_SCALARS:-RECEIPT_POINTS].copy(), sd=values[-RECEIPT_POINTS:].copy(),
         )  # fmt: skip
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings and tensors."""
-        return {"verdict": self.verdict.name, "vector": self.to_vector()}
 
-    @classmethod
-    def from_dict(cls, state: dict[str, Any]) -> Receipt:
-        """The inverse of :meth:`to_dict`; the verdict by its name, whatever its place."""
-        vector = state["vector"].clone()
-        vector[2] = _VERDICTS.index(Verdict[state["verdict"]])
-        return cls.from_vector(vector)
+def receipts_state(receipts: Sequence[Receipt]) -> dict[str, Any]:
+    """Plain strings and one tensor, ``{"verdicts": names, "vectors": [receipts, VECTOR_LENGTH] float64}``.
+
+    A tensor each would make a checkpoint of a small model several times as slow to write.
+    """
+    vectors = [receipt.to_vector() for receipt in receipts]
+    return {
+        "verdicts": [receipt.verdict.name for receipt in receipts],
+        "vectors": torch.stack(vectors) if vectors else torch.empty(0, VECTOR_LENGTH, dtype=torch.float64),
+    }
+
+
+def receipts_of(state: dict[str, Any] | list[dict[str, Any]]) -> list[Receipt]:
+    """The inverse of :func:`receipts_state`; each verdict by its name, whatever its place in this version.
+
+    States from before receipts shared a tensor have ``{"verdict": name, "vector": [VECTOR_LENGTH]}`` each.
+    """
+    if isinstance(state, list):
+        names, vectors = [old["verdict"] for old in state], [old["vector"] for old in state]
+    else:
+        names, vectors = state["verdicts"], state["vectors"]
+    return [Receipt.from_vector(vector, Verdict[name]) for name, vector in zip(names, vectors, strict=True)]

@@ -33,7 +33,7 @@ class Turn(BaseModel):
         step, steps_per_epoch = schedule.get("switch_step"), row.step // row.epoch
         if step is None or step <= row.step - steps_per_epoch:
             return None
-        verdicts = (Verdict[receipt["verdict"]] for receipt in reversed(schedule["receipts"]))
+        verdicts = (Verdict[name] for name in reversed(schedule["receipts"]["verdicts"]))
         verdict = next(verdict for verdict in verdicts if verdict.ends_warmup)
         return cls(step=step, peak_lr=schedule["peak_lr"], reason=verdict.value)
 

@@ -202,8 +202,9 @@ def test_two_ray_workers_crash_and_go_on(runs):
     # Nothing was forgotten: what was decided before the crash, and the optimizer's own count of steps, which
     # began anew after the sweep.
     for before, after in pairwise(states):
-        decided = before["scheduler"]["receipts"]
-        assert_equal(after["scheduler"]["receipts"][: len(decided)], decided)
+        decided, later = before["scheduler"]["receipts"], after["scheduler"]["receipts"]
+        count = len(decided["verdicts"])
+        assert_equal({name: values[:count] for name, values in later.items()}, decided)
     end = states[-1]["scheduler"]
     assert end["rolled_back_to"] == 1
     counts = {float(state["step"]) for state in states[-1]["optimizer"]["state"].values()}

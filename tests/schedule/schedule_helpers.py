@@ -19,6 +19,7 @@ from timm.optim import AdamP, Lamb
 from torch import nn
 
 from autolr_ray.schedule import AutoWarmup
+from autolr_ray.schedule.receipt import receipts_state
 from autolr_ray.schedule.switch import SWEEPS
 
 Array = NDArray[np.float64]
@@ -253,7 +254,7 @@ def whole_run_that_resumes(make: Callable[[], Run], at: Container[int]) -> Run:
             parts = (whole.model, whole.optimizer, whole.schedule)
             states[whole.t] = saved_and_loaded(copy.deepcopy([part.state_dict() for part in parts]))
         whole.step()
-    receipts = [r.to_dict() for r in whole.schedule.receipts]
+    receipts = receipts_state(whole.schedule.receipts)
     for t, (model, optimizer, schedule) in states.items():
         resumed = make()
         resumed.model.load_state_dict(model)
@@ -263,5 +264,5 @@ def whole_run_that_resumes(make: Callable[[], Run], at: Container[int]) -> Run:
         resumed.end()
         assert resumed.rates == whole.rates
         assert_same(everything(resumed.model, resumed.optimizer), everything(whole.model, whole.optimizer))
-        assert_same([r.to_dict() for r in resumed.schedule.receipts], receipts)
+        assert_same(receipts_state(resumed.schedule.receipts), receipts)
     return whole

@@ -35,7 +35,7 @@ from autolr_ray.schedule import (
     Verdict,
     constant_then_cosine,
 )
-from autolr_ray.schedule.receipt import VECTOR_LENGTH
+from autolr_ray.schedule.receipt import VECTOR_LENGTH, receipts_of, receipts_state
 from autolr_ray.schedule.switch import RECEIPT_POINTS
 
 NEVER = 10**6  # an epoch so long that the paper's rule never tests before the end
@@ -455,10 +455,8 @@ def test_receipts_survive_vectors_and_dictionaries(verdict):
         mean=np.arange(RECEIPT_POINTS) / 3.0, sd=np.arange(RECEIPT_POINTS) / 7.0,
     )  # fmt: skip
     assert receipt.to_vector().shape == (VECTOR_LENGTH,)
-    for twin in (
-        Receipt.from_vector(receipt.to_vector()),
-        Receipt.from_dict(saved_and_loaded(receipt.to_dict())),
-    ):
+    kept = saved_and_loaded(receipts_state([receipt, receipt]))
+    for twin in (Receipt.from_vector(receipt.to_vector()), *receipts_of(kept)):
         assert_same(twin.to_vector(), receipt.to_vector())
         for field in (
             "step", "lr", "verdict", "positives", "argmin_step", "argmin_lr", "rolled_back_to",
@@ -474,9 +472,29 @@ def test_receipts_survive_vectors_and_dictionaries(verdict):
 def test_a_receipts_verdict_is_found_by_its_name():
     scheduler = make(2)
     scheduler.step(1.0)
-    state = scheduler.receipts[0].to_dict()
-    state["vector"][2] = 99.0  # where it stood in another version
-    assert Receipt.from_dict(state).verdict is scheduler.receipts[0].verdict
+    state = receipts_state(scheduler.receipts)
+    state["vectors"][:, 2] = 99.0  # where it stood in another version
+    assert [r.verdict for r in receipts_of(state)] == [scheduler.receipts[0].verdict]
+
+
+def test_a_state_without_receipts_has_none():
+    assert receipts_of(saved_and_loaded(receipts_state([]))) == []
+
+
+def test_a_state_of_receipts_with_a_tensor_each_is_taken_up():
+    """As they were saved before they shared one."""
+    whole, losses = make(60, steps_per_epoch=3), turning()
+    run(whole, losses[:40])
+    now = whole.state_dict()
+    assert now["receipts"]["verdicts"]
+    each = [
+        {"verdict": name, "vector": vector.clone()}
+        for name, vector in zip(now["receipts"]["verdicts"], now["receipts"]["vectors"], strict=True)
+    ]
+    resumed = make(60, steps_per_epoch=3)
+    resumed.load_state_dict(saved_and_loaded(now | {"receipts": each}))
+    assert_same(resumed.state_dict(), now)
+    assert run(resumed, losses[40:]) == run(whole, losses[40:])
 
 
 # --- losses --------------------------------------------------------------------------------------
