@@ -8,7 +8,7 @@ import train_helpers as helpers
 from train_helpers import STEPS_PER_EPOCH, Cut, SpyContext, assert_same, result, spec_of
 
 from autolr_ray.train import LocalContext, run
-from autolr_ray.train.checkpoints import Background, CheckpointFolder, on_host
+from autolr_ray.train.checkpoints import Background, CheckpointFolder, on_host, save_state
 
 
 def folder_with(tmp_path, steps, keep=2):
@@ -188,6 +188,21 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(damage, whole, tmp_path)
     context = SpyContext(tmp_path)
     assert context.restore()["step"] == 50
     assert result(run(spec_of(epochs=4), context)) == result(whole[0])
+
+
+def test_a_checkpoint_with_a_dictionary_for_each_epoch_is_taken_up(whole, tmp_path):
+    """As rows were saved before they were one tensor."""
+    with pytest.raises(Cut):
+        run(spec_of(epochs=4), Killed(tmp_path, 3 * STEPS_PER_EPOCH + 5))
+    folder = CheckpointFolder(tmp_path / "run")
+    state = folder.newest()
+    columns = {field: values.tolist() for field, values in state["rows"].items()}
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    save_state(state | {"rows": rows}, folder.paths()[0])
+    record = run(spec_of(epochs=4), SpyContext(tmp_path))
+    assert result(record) == result(whole[0])
+    assert [row.model_dump() for row in record.epoch_rows[:3]] == rows
 
 
 def test_a_finished_run_leaves_its_record_alone(whole, tmp_path):
