@@ -89,6 +89,28 @@ def test_every_cell_is_a_study_with_a_grid_of_ten_and_four_rivals(quality, tmp_p
         }  # fmt: skip
 
 
+def test_with_a_tuned_point_it_is_the_whole_grid_and_more_seeds_are_asked_for(quality, tmp_path):
+    points = quality.tuned_points(RESULTS / "quality.jsonl")
+    rows = {row["cell"]: row for row in map(json.loads, (RESULTS / "quality.jsonl").open()) if "cell" in row}
+    assert set(points) == set(rows) == {cell.name for cell in quality.CELLS}
+    counts = set()
+    for cell in quality.CELLS:
+        study = quality.study_of(cell.tuned(points[cell.name]), [1000, 1001], tmp_path)
+        arms = {run.arm: run for run in study.cells()}
+        assert set(arms) == {"auto_warmup", "linear_warmup"}
+        assert arms["linear_warmup"].spec.schedule.peak_lr == rows[cell.name]["tuned_peak_lr"]
+        assert arms["linear_warmup"].point == rows[cell.name]["tuned_point"]
+        assert not set(study.seeds) & {*quality.BURNT, *quality.LOOKED_AT, *rows[cell.name]["seeds"]}
+        counts.add((cell.budget == "short", cell.repeats, len(study.seeds)))
+    assert counts == {(True, 1, 2), (True, 3, 24), (False, 1, 2), (False, 3, 6)}
+
+
+def test_a_file_of_tuned_points_that_is_not_there_is_named(quality, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        quality.main(["--tuned", str(tmp_path / "none.jsonl"), "--list"])
+    assert f"--tuned: {tmp_path / 'none.jsonl'} is no file" in capsys.readouterr().err
+
+
 def test_mnist1d_is_the_same_everywhere_and_leaves_other_randomness_alone(quality):
     splits = importlib.import_module("quality_mnist1d").splits
     random.seed(1)

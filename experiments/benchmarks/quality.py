@@ -20,6 +20,10 @@ what ``--seeds 100 101 102 --out experiments/results/quality_second`` found, ``q
 300 301 302`` did, for as many cells as there was time for.
 ``--only``: cells whose name holds one of the texts.
 
+``--tuned FILE``: more seeds for the verdict, of AutoWarmup beside the one point of the grid that was chosen
+on the seeds of FILE, the ``quality.jsonl`` of another ``--out``. Neither the rest of the grid nor the rivals
+are run, and the seeds that count had no part in the choice. Of short runs there are twelve times as many.
+
 One JSON line a cell that is finished, ``{"cell", "batch_size", "budget", "steps", "difference", "seeds",
 "verdict", "arms": {arm: mean test accuracy}, "peak_lrs", "tuned_peak_lr", "cost_share", "run_share", ...}``:
 AutoWarmup's part of the baseline's device time, and of its runs, all of the same number of steps, which the
@@ -40,7 +44,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +82,24 @@ _PEAKS = {
 }  # fmt: skip
 
 
+RIVALS = {
+    "fixed_adamw": {
+        "optimizer": {"name": "adamw"},
+        "schedule": {"kind": "linear_warmup", "peak_lr": 1e-3, "warmup_fraction": 0.05},
+    },
+    "range_test": {"schedule": {"kind": "lr_range_test"}},
+    "prodigy": {
+        "optimizer": {"name": "prodigy"},
+        "schedule": {"kind": "linear_warmup", "peak_lr": 1.0, "warmup_fraction": 0.0},
+    },
+    "schedule_free": {
+        "optimizer": {"name": "schedule_free_adamw"},
+        "schedule": {"kind": "constant", "lr": 2.5e-3},
+    },
+}
+_MORE_SHORT = 4  # times the seeds that cells of short runs have anyway, with one point of the grid
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """One comparison of the bench."""
@@ -90,6 +112,7 @@ class Cell:
     epochs: int
     repeats: int = 1
     aside: int = 20
+    point: str = ""
 
     @property
     def name(self) -> str:
@@ -97,7 +120,9 @@ class Cell:
         return f"{self.data}_{self.network}_{self.optimizer}_b{self.batch_size}_{self.budget}"
 
     def study(self, seeds: Sequence[int]) -> dict[str, Any]:
-        """The study, as a file would have it; with ``repeats`` its seeds lie ``aside`` above."""
+        """The study, as a file would have it; with ``repeats`` its seeds lie ``aside`` above. With a
+        ``point`` the grid is that alone, and there are no rivals.
+        """
         if self.repeats > 1:
             seeds = [seeds[0] + self.aside + i for i in range(self.repeats * len(seeds))]
         if self.data in _OWN_DATA:
@@ -111,25 +136,22 @@ class Cell:
             "batches": [{"size": self.batch_size, "epochs": self.epochs}],
             "arms": {
                 "auto_warmup": {},
-                "fixed_adamw": {
-                    "optimizer": {"name": "adamw"},
-                    "schedule": {"kind": "linear_warmup", "peak_lr": 1e-3, "warmup_fraction": 0.05},
-                },
-                "range_test": {"schedule": {"kind": "lr_range_test"}},
-                "prodigy": {
-                    "optimizer": {"name": "prodigy"},
-                    "schedule": {"kind": "linear_warmup", "peak_lr": 1.0, "warmup_fraction": 0.0},
-                },
-                "schedule_free": {
-                    "optimizer": {"name": "schedule_free_adamw"},
-                    "schedule": {"kind": "constant", "lr": 2.5e-3},
-                },
-                "linear_warmup": {
-                    "grid": {"peak_lr": _PEAKS[self.optimizer], "warmup_fraction": [0.05, 0.2]}
-                },
+                **({} if self.point else RIVALS),
+                "linear_warmup": {"grid": self._grid()},
             },
             "candidate": "auto_warmup", "baseline": "linear_warmup", "margin": MARGIN,
         }  # fmt: skip
+
+    def _grid(self) -> dict[str, Any]:
+        if self.point:
+            peak, warmup = (float(part.split("=")[1]) for part in self.point.split())
+            return {"peak_lr": [peak], "warmup_fraction": [warmup], "extend": 0}
+        return {"peak_lr": _PEAKS[self.optimizer], "warmup_fraction": [0.05, 0.2]}
+
+    def tuned(self, point: str) -> Cell:
+        """It with that point of the grid alone, and more seeds where they cost little."""
+        more = _MORE_SHORT if self.repeats > 1 and self.budget == "short" else 1
+        return replace(self, point=point, repeats=more * self.repeats)
 
 
 def _cells(data: str, rows: str) -> list[Cell]:
@@ -137,10 +159,11 @@ def _cells(data: str, rows: str) -> list[Cell]:
     cells = []
     for row in rows.strip().splitlines():
         network, optimizer, size, budget, epochs, *more = row.split()
+        seeds: dict[str, Any] = dict(zip(("repeats", "aside"), map(int, more), strict=False))
         cells.append(
             Cell(
                 data=data, network=network, optimizer=optimizer, batch_size=int(size), budget=budget,
-                epochs=int(epochs), **dict(zip(("repeats", "aside"), map(int, more), strict=False)),
+                epochs=int(epochs), **seeds,
             )
         )  # fmt: skip
     return cells
@@ -265,10 +288,16 @@ def summary(rows: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def tuned_points(file: Path) -> dict[str, str]:
+    """By cell the point that a grid chose there, as this script printed it."""
+    rows = map(json.loads, file.read_text().splitlines())
+    return {row["cell"]: row["tuned_point"] for row in rows if "cell" in row}
+
+
 def bench(
-    rows: Sequence[dict[str, Any]], open_cells: Sequence[str], seeds: Sequence[int]
+    rows: Sequence[dict[str, Any]], open_cells: Sequence[str], seeds: Sequence[int], *, tuned: bool = False
 ) -> list[dict[str, Any]]:
-    """The lines after the cells': the groups', and the last one."""
+    """The lines after the cells': the groups', and the last one; ``tuned``: each grid was one point."""
     groups, sets = defaultdict(list), defaultdict(list)
     for found in rows:
         groups[f"batch {found['batch_size']}, {found['budget']}"].append(found)
@@ -277,7 +306,7 @@ def bench(
     used = {seed for found in rows for seed in found["seeds"]}
     last = {
         "open": list(open_cells), "base_seeds": list(seeds), "burnt_seeds": sorted(used & set(BURNT)),
-        "looked_at_seeds": sorted(used & set(LOOKED_AT)), "margin": MARGIN,
+        "looked_at_seeds": sorted(used & set(LOOKED_AT)), "margin": MARGIN, "tuned": tuned,
         "cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version(),
     }  # fmt: skip
     return [*lines, summary(rows, "all") | last]
@@ -316,13 +345,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=OUT, help="(default: experiments/results/quality)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[50, 51, 52], help="(default: %(default)s)")
     parser.add_argument("--only", nargs="+", default=[""], help="cells whose name holds one of these")
+    parser.add_argument("--tuned", type=Path, help="one point of the grid a cell, that which FILE names")
     parser.add_argument("--list", action="store_true", help="name the cells and stop")
     parser.add_argument("--report-only", action="store_true", help="run nothing; report what is finished")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     options = parser.parse_args(arguments)
-    chosen = [cell for cell in CELLS if any(text in cell.name for text in options.only)]
+    cells, without = CELLS, []
+    if options.tuned is not None:
+        if not options.tuned.is_file():
+            parser.error(f"--tuned: {options.tuned} is no file; name the quality.jsonl of an earlier --out")
+        points = tuned_points(options.tuned)
+        cells = [cell.tuned(points[cell.name]) for cell in CELLS if cell.name in points]
+        without = [cell.name for cell in CELLS if cell.name not in points]
+    chosen = [cell for cell in cells if any(text in cell.name for text in options.only)]
     if options.list or not chosen:
-        print("\n".join(cell.name for cell in (chosen or CELLS)))
+        print("\n".join(cell.name for cell in (chosen or cells)))
         return 0 if chosen else 2
 
     def tell(line: dict[str, Any]) -> None:
@@ -348,13 +385,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def conclude() -> None:
         nonlocal lines
-        rows = [found[cell.name] for cell in CELLS if cell.name in found]
+        rows = [found[cell.name] for cell in cells if cell.name in found]
         records = [record for members in kept.values() for record in members]
-        lines = bench(rows, [cell.name for cell in CELLS if cell.name not in found], options.seeds)
+        missing = [*(cell.name for cell in cells if cell.name not in found), *without]
+        lines = bench(rows, missing, options.seeds, tuned=options.tuned is not None)
         publish_bench(rows, records, lines, options.out)
 
     # What is finished already first: a ledger that is written again loses nothing.
-    for cell in CELLS:
+    for cell in cells:
         look(cell, run=False)
     if found:
         conclude()

@@ -21,9 +21,9 @@ def page(rows: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]]) -> str
     parts = [
         "# AutoWarmup against the tuned baseline, cell by cell",
         headline(total),
-        group_table(groups),
-        regret_table(total),
-        _cell_table(rows),
+        group_table(groups, cost=not total["tuned"]),
+        *([] if total["tuned"] else [regret_table(total)]),
+        _cell_table(rows, cost=not total["tuned"]),
     ]
     if total["open"]:
         parts.append(f"Not yet run to the end: {', '.join(total['open'])}.")
@@ -41,6 +41,11 @@ def page(rows: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]]) -> str
 
 def headline(total: dict[str, Any]) -> str:
     """One sentence over all cells."""
+    cost = (
+        f"{100 * total['run_share']:.0f} % of the runs, {100 * total['cost_share']:.0f} % of the device time"
+    )
+    if total["tuned"]:
+        cost = "the baseline at the point that the grid chose on other seeds"
     fresh = "" if total["burnt_seeds"] or total["looked_at_seeds"] else "fresh "
     cells = f"{total['cells']} of {total['cells'] + len(total['open'])} cells"
     return (
@@ -49,22 +54,24 @@ def headline(total: dict[str, Any]) -> str:
         f"{_points(total['difference'])} points "
         f"({_interval(total['over_cells'])} over cells, "
         f"{_interval(total['over_seeds'])} over seeds), {_verdict(total)} at a margin of "
-        f"{100 * total['margin']:g}; {100 * total['run_share']:.0f} % of the runs, "
-        f"{100 * total['cost_share']:.0f} % of the device time; "
+        f"{100 * total['margin']:g}; {cost}; "
         f"runs that ended at chance level: {total['failed_runs']}."
     )
 
 
-def group_table(groups: Sequence[dict[str, Any]]) -> str:
-    """A row for each batch size x budget and for each data set."""
+def group_table(groups: Sequence[dict[str, Any]], *, cost: bool) -> str:
+    """A row for each batch size x budget and for each data set; ``cost``: what it is of the grid's, too."""
+    shares = ("run_share", "cost_share") if cost else ()
     return _table(
-        ("Group", "Cells", "Difference", "95 % over seeds", "Verdict", "Runs", "Device time", "At chance"),
+        (
+            "Group", "Cells", "Difference", "95 % over seeds", "Verdict",
+            *(("Runs", "Device time") if cost else ()), "At chance",
+        ),
         [
             (
                 group["group"], str(group["cells"]), _points(group["difference"]),
-                _interval(group["over_seeds"]), _verdict(group), f"{100 * group['run_share']:.0f} %",
-                f"{100 * group['cost_share']:.0f} %",
-                str(group["failed_runs"]),
+                _interval(group["over_seeds"]), _verdict(group),
+                *(f"{100 * group[share]:.0f} %" for share in shares), str(group["failed_runs"]),
             )
             for group in groups
         ],
@@ -86,15 +93,17 @@ def regret_table(total: dict[str, Any]) -> str:
     )
 
 
-def _cell_table(rows: Sequence[dict[str, Any]]) -> str:
+def _cell_table(rows: Sequence[dict[str, Any]], *, cost: bool) -> str:
+    last = "Device time" if cost else "Seeds"
     return _table(
-        ("Cell", "Steps", "Difference", "95 %", "Verdict", "Tuned", "Peak LR", "Tuned peak", "Device time"),
+        ("Cell", "Steps", "Difference", "95 %", "Verdict", "Tuned", "Peak LR", "Tuned peak", last),
         [
             (
                 row["cell"], str(row["steps"]), _points(row["difference"]), _interval(row["interval"]),
                 row["verdict"], f"{100 * row['arms']['linear_warmup']:.1f} %",
                 " to ".join(f"{lr:.2g}" for lr in sorted({min(row["peak_lrs"]), max(row["peak_lrs"])})),
-                f"{row['tuned_peak_lr']:g}", f"{100 * row['cost_share']:.0f} %",
+                f"{row['tuned_peak_lr']:g}",
+                f"{100 * row['cost_share']:.0f} %" if cost else str(len(row["seeds"])),
             )
             for row in rows
         ],
@@ -130,7 +139,8 @@ def picture(rows: Sequence[dict[str, Any]]) -> bytes:
                 arrowprops={"arrowstyle": "->", "color": colour},
             )  # fmt: skip
     axes.axvspan(-0.5, 0.5, color="#dddddd", zorder=0, label="margin")
-    axes.plot([], [], "|", color="#999999", label="other untuned arms")
+    if any(len(row["arms"]) > 2 for row in rows):
+        axes.plot([], [], "|", color="#999999", label="other untuned arms")
     axes.set_yticks(range(len(order)), [row["cell"] for row in order], fontsize=8)
     axes.set_ylim(len(order) - 0.5, -0.5)
     axes.set_xlim(*_RANGE)
