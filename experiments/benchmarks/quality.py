@@ -16,8 +16,8 @@ not yet are named as open.
 ``--seeds``: the verdict's must have had no part in any choice; ``BURNT`` lists those that had, ``LOOKED_AT``
 those whose verdict was known when the rule changed, and the use of either is said in the output. Cells of
 short runs get three times as many, from 20 above the first on. ``experiments/results/quality_second`` is
-what ``--seeds 100 101 102 --out experiments/results/quality_second`` found, ``quality_third`` what ``--seeds
-300 301 302`` did, for as many cells as there was time for.
+what ``--seeds 100 101 102 --out experiments/results/quality_second`` found, for as many cells as there was
+time for, ``quality_third`` what ``--seeds 300 301 302`` did.
 ``--only``: cells whose name holds one of the texts.
 
 ``--tuned FILE``: more seeds for the verdict, of AutoWarmup beside the one point of the grid that was chosen

@@ -58,7 +58,8 @@ def row(cell: Cell, seed: int, seconds: float, share: float, folder: Path) -> di
         _CANDIDATE: next(x for x in runs if x.arm == _CANDIDATE),
         _BASELINE: points[len(points) // 2],  # none of its edges, where runs diverge
     }
-    cost(arms[_BASELINE], folder)  # data and code are loaded
+    short = arms[_BASELINE].spec.model_copy(update={"epochs": 1})
+    cost(arms[_BASELINE].model_copy(update={"spec": short}), folder)  # data and code are loaded
     pairs: list[dict[str, tuple[float, float, int]]] = []
     began = time.perf_counter()
     while len(pairs) < 2 or time.perf_counter() - began < seconds:
