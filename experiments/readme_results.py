@@ -3,9 +3,9 @@
     python experiments/readme_results.py [--print]
 
 Reads ``summary.md`` in ``experiments/results/quick`` and ``experiments/results/fashion_mnist``, and the
-figures, which ``experiments/compare.py`` wrote; and ``summary.md`` in ``experiments/results/quality``, which
-``experiments/benchmarks/quality.py`` wrote, as it did those in ``experiments/results/quality_second`` and
-``experiments/results/quality_third``.
+figures, which ``experiments/compare.py`` wrote; and ``summary.md`` in ``experiments/results/quality_third``,
+which ``experiments/benchmarks/quality.py`` wrote, as it did those of the earlier seeds in ``quality`` and
+``quality_second`` beside it, and that of more seeds in ``quality_tuned``.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = ROOT / "experiments" / "results" / "quick"
 LARGER = ROOT / "experiments" / "results" / "fashion_mnist"
-BENCH = ROOT / "experiments" / "results" / "quality"
-OTHER_SEEDS = {
-    "A second set of seeds": BENCH.with_name("quality_second"),
-    "A third, that nobody had looked at before the rule was what it is": BENCH.with_name("quality_third"),
+BENCH = ROOT / "experiments" / "results" / "quality_third"
+MORE = BENCH.with_name("quality_tuned")
+EARLIER = {
+    "A first set of seeds": BENCH.with_name("quality"),
+    "A second": BENCH.with_name("quality_second"),
 }
 MARKS = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", flags=re.DOTALL)
 
@@ -48,28 +49,35 @@ def section() -> str:
 
 def _bench() -> str:
     """What the bench over many cells says: its first sentence, groups, regrets, the picture."""
-    folder = BENCH.relative_to(ROOT).as_posix()
-    _, headline, groups, regrets, *_ = paragraphs = _paragraphs(BENCH)
+    _, headline, groups, regrets, *_ = _paragraphs(BENCH)
+    _, more_headline, more_groups, *_ = _paragraphs(MORE)
     parts = [
-        f"Over networks, optimizers, batch sizes and budgets ([summary]({folder}/summary.md)): {headline}",
-        *_about_seeds(paragraphs),
+        "Over networks, optimizers, batch sizes and budgets, on seeds that nobody had looked at before the "
+        f"rule was what it is ({_summary(BENCH)}): {headline}",
         groups,
         regrets,
-        f"![Difference to the tuned baseline, cell by cell]({folder}/difference.png)",
+        f"![Difference to the tuned baseline, cell by cell]({_place(BENCH)}/difference.png)",
+        "More seeds for the groups, AutoWarmup beside what that grid chose "
+        f"({_summary(MORE)}): {more_headline}",
+        more_groups,
     ]
-    for name, place in OTHER_SEEDS.items():
+    for name, place in EARLIER.items():
         again = _paragraphs(place)
-        parts += [f"{name} ([summary]({place.relative_to(ROOT).as_posix()}/summary.md)): {again[1]}"]
-        parts += _about_seeds(again)
+        parts.append(f"{name} ({_summary(place)}): {again[1]}")
+        parts += [part for part in again if part.startswith("Seeds")]
     return "\n\n".join(parts) + "\n"
+
+
+def _place(folder: Path) -> str:
+    return folder.relative_to(ROOT).as_posix()
+
+
+def _summary(folder: Path) -> str:
+    return f"[summary]({_place(folder)}/summary.md)"
 
 
 def _paragraphs(folder: Path) -> list[str]:
     return (folder / "summary.md").read_text(encoding="utf-8").rstrip().split("\n\n")
-
-
-def _about_seeds(paragraphs: list[str]) -> list[str]:
-    return [part for part in paragraphs if part.startswith("Seeds")]
 
 
 def main() -> None:

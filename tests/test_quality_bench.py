@@ -19,6 +19,8 @@ BENCHMARKS = ROOT / "experiments" / "benchmarks"
 RESULTS = ROOT / "experiments" / "results" / "quality"
 # The same bench on other seeds.
 SECOND, THIRD = RESULTS.with_name("quality_second"), RESULTS.with_name("quality_third")
+# The rule of the third, and what its grids chose.
+TUNED = RESULTS.with_name("quality_tuned")
 
 
 @pytest.fixture(scope="module")
@@ -35,15 +37,16 @@ def quality():
         sys.path.remove(str(BENCHMARKS))
 
 
-@pytest.fixture(scope="module", params=[RESULTS, SECOND, THIRD], ids=lambda folder: folder.name)
+@pytest.fixture(scope="module", params=[RESULTS, SECOND, THIRD, TUNED], ids=lambda folder: folder.name)
 def again(quality, request, tmp_path_factory):
     """What is committed, and its ledger alone, reported anew."""
     folder = tmp_path_factory.mktemp("quality")
     (folder / "out").mkdir()
     (folder / "out" / "ledger.parquet").write_bytes((request.param / "ledger.parquet").read_bytes())
-    seeds = _last(request.param)["base_seeds"]
+    last = _last(request.param)
+    tuned = ["--tuned", str(THIRD / "quality.jsonl")] if last["tuned"] else []
     arguments = ["--report-only", "--json", "--results", str(folder / "runs"), "--out", str(folder / "out")]
-    assert quality.main([*arguments, "--seeds", *map(str, seeds)]) == 0
+    assert quality.main([*arguments, *tuned, "--seeds", *map(str, last["base_seeds"])]) == 0
     return request.param, folder / "out"
 
 
@@ -95,7 +98,7 @@ def test_with_a_tuned_point_it_is_the_whole_grid_and_more_seeds_are_asked_for(qu
     assert set(points) == set(rows) == {cell.name for cell in quality.CELLS}
     counts = set()
     for cell in quality.CELLS:
-        study = quality.study_of(cell.tuned(points[cell.name]), [1000, 1001], tmp_path)
+        study = quality.study_of(cell.tuned(points[cell.name]), [5000, 5001], tmp_path)
         arms = {run.arm: run for run in study.cells()}
         assert set(arms) == {"auto_warmup", "linear_warmup"}
         assert arms["linear_warmup"].spec.schedule.peak_lr == rows[cell.name]["tuned_peak_lr"]
@@ -148,10 +151,12 @@ def test_nothing_is_lost_when_it_is_written_again(again):
 
 
 def test_the_other_sets_of_seeds_have_none_of_the_first_nor_of_each_other():
-    first, second, third = _last(RESULTS), _last(SECOND), _last(THIRD)
-    seeds = [seed for last in (first, second, third) for seed in last["seeds"]]
+    sets = first, second, third, tuned = [_last(folder) for folder in (RESULTS, SECOND, THIRD, TUNED)]
+    seeds = [seed for last in sets for seed in last["seeds"]]
     assert len(seeds) == len(set(seeds))
-    assert second["burnt_seeds"] == third["burnt_seeds"] == third["looked_at_seeds"] == []
+    assert [last["burnt_seeds"] for last in sets] == [[], [], [], []]
+    assert third["looked_at_seeds"] == tuned["looked_at_seeds"] == []
+    assert first["looked_at_seeds"] == first["seeds"]
     assert second["looked_at_seeds"] == second["seeds"]
 
 

@@ -61,7 +61,7 @@ from autolr_ray.compare.sweep import run_sweep
 from autolr_ray.files import write_atomically
 from autolr_ray.train.record import RunRecord
 
-BURNT = (*range(4), 10, 20, 21, *range(30, 50), *range(53, 70), *range(80, 89))
+BURNT = (*range(4), 10, 20, 21, *range(30, 50), *range(53, 70), *range(80, 89), *range(1000, 1200))
 """Seeds that some setting was chosen on, or that a choice was looked at with. In the cells of short runs that
 holds for 50 to 52, too: they have others (``Cell.aside``), and MNIST-1D's CNN, whose 70 to 78 were looked at,
 has others again."""
