@@ -49,22 +49,24 @@ def section() -> str:
 
 def _bench() -> str:
     """What the bench over many cells says: its first sentence, groups, regrets, the picture."""
-    _, headline, groups, regrets, *_ = _paragraphs(BENCH)
-    _, more_headline, more_groups, *_ = _paragraphs(MORE)
+    _, headline, groups, regrets, *_ = fresh = _paragraphs(BENCH)
+    _, more_headline, more_groups, *_ = more = _paragraphs(MORE)
     parts = [
         "Over networks, optimizers, batch sizes and budgets, on seeds that nobody had looked at before the "
         f"rule was what it is ({_summary(BENCH)}): {headline}",
+        *_about_seeds(fresh),
         groups,
         regrets,
         f"![Difference to the tuned baseline, cell by cell]({_place(BENCH)}/difference.png)",
         "More seeds for the groups, AutoWarmup beside what that grid chose "
         f"({_summary(MORE)}): {more_headline}",
+        *_about_seeds(more),
         more_groups,
     ]
     for name, place in EARLIER.items():
         again = _paragraphs(place)
         parts.append(f"{name} ({_summary(place)}): {again[1]}")
-        parts += [part for part in again if part.startswith("Seeds")]
+        parts += _about_seeds(again)
     return "\n\n".join(parts) + "\n"
 
 
@@ -78,6 +80,10 @@ def _summary(folder: Path) -> str:
 
 def _paragraphs(folder: Path) -> list[str]:
     return (folder / "summary.md").read_text(encoding="utf-8").rstrip().split("\n\n")
+
+
+def _about_seeds(paragraphs: list[str]) -> list[str]:
+    return [part for part in paragraphs if part.startswith("Seeds")]
 
 
 def main() -> None:

@@ -93,12 +93,11 @@ def test_every_cell_is_a_study_with_a_grid_of_ten_and_four_rivals(quality, tmp_p
 
 
 def test_with_a_tuned_point_it_is_the_whole_grid_and_more_seeds_are_asked_for(quality, tmp_path):
-    points = quality.tuned_points(RESULTS / "quality.jsonl")
-    rows = {row["cell"]: row for row in map(json.loads, (RESULTS / "quality.jsonl").open()) if "cell" in row}
-    assert set(points) == set(rows) == {cell.name for cell in quality.CELLS}
+    rows = quality.published(str(RESULTS / "quality.jsonl"))
+    assert set(rows) == {cell.name for cell in quality.CELLS}
     counts = set()
     for cell in quality.CELLS:
-        study = quality.study_of(cell.tuned(points[cell.name]), [5000, 5001], tmp_path)
+        study = quality.study_of(cell.tuned(rows[cell.name]["tuned_point"]), [5000, 5001], tmp_path)
         arms = {run.arm: run for run in study.cells()}
         assert set(arms) == {"auto_warmup", "linear_warmup"}
         assert arms["linear_warmup"].spec.schedule.peak_lr == rows[cell.name]["tuned_peak_lr"]

@@ -360,7 +360,7 @@ class TrainingRun:
 
 
 def _columns(rows: Sequence[EpochRow]) -> dict[str, torch.Tensor]:
-    """By field [rows] float64: as fast to save after a thousand epochs as after one."""
+    """By field [rows] float64: so many tensors to copy and write, however many epochs there were."""
     return {
         field: torch.tensor([getattr(row, field) for row in rows], dtype=torch.float64)
         for field in EpochRow.model_fields

@@ -82,7 +82,7 @@ _PEAKS = {
 }  # fmt: skip
 
 
-RIVALS = {
+_RIVALS = {
     "fixed_adamw": {
         "optimizer": {"name": "adamw"},
         "schedule": {"kind": "linear_warmup", "peak_lr": 1e-3, "warmup_fraction": 0.05},
@@ -136,7 +136,7 @@ class Cell:
             "batches": [{"size": self.batch_size, "epochs": self.epochs}],
             "arms": {
                 "auto_warmup": {},
-                **({} if self.point else RIVALS),
+                **({} if self.point else _RIVALS),
                 "linear_warmup": {"grid": self._grid()},
             },
             "candidate": "auto_warmup", "baseline": "linear_warmup", "margin": MARGIN,
@@ -288,10 +288,12 @@ def summary(rows: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def tuned_points(file: Path) -> dict[str, str]:
-    """By cell the point that a grid chose there, as this script printed it."""
-    rows = map(json.loads, file.read_text().splitlines())
-    return {row["cell"]: row["tuned_point"] for row in rows if "cell" in row}
+def published(file: str) -> dict[str, dict[str, Any]]:
+    """By cell the row that this script printed into ``file``, an option's value."""
+    if not Path(file).is_file():
+        raise argparse.ArgumentTypeError(f"{file} is no file; name the quality.jsonl of an earlier --out")
+    rows = map(json.loads, Path(file).read_text().splitlines())
+    return {row["cell"]: row for row in rows if "cell" in row}
 
 
 def bench(
@@ -345,18 +347,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=OUT, help="(default: experiments/results/quality)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[50, 51, 52], help="(default: %(default)s)")
     parser.add_argument("--only", nargs="+", default=[""], help="cells whose name holds one of these")
-    parser.add_argument("--tuned", type=Path, help="one point of the grid a cell, that which FILE names")
+    parser.add_argument(
+        "--tuned", type=published, metavar="FILE", help="one point of the grid a cell, that which FILE names"
+    )
     parser.add_argument("--list", action="store_true", help="name the cells and stop")
     parser.add_argument("--report-only", action="store_true", help="run nothing; report what is finished")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     options = parser.parse_args(arguments)
     cells, without = CELLS, []
     if options.tuned is not None:
-        if not options.tuned.is_file():
-            parser.error(f"--tuned: {options.tuned} is no file; name the quality.jsonl of an earlier --out")
-        points = tuned_points(options.tuned)
-        cells = [cell.tuned(points[cell.name]) for cell in CELLS if cell.name in points]
-        without = [cell.name for cell in CELLS if cell.name not in points]
+        earlier = options.tuned
+        cells = [cell.tuned(earlier[cell.name]["tuned_point"]) for cell in CELLS if cell.name in earlier]
+        without = [cell.name for cell in CELLS if cell.name not in earlier]
     chosen = [cell for cell in cells if any(text in cell.name for text in options.only)]
     if options.list or not chosen:
         print("\n".join(cell.name for cell in (chosen or cells)))

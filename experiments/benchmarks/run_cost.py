@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quality import CELLS, Cell, study_of
+from quality import CELLS, Cell, published, study_of
 
 from autolr_ray.compare import study
 from autolr_ray.train import LocalContext, run
@@ -96,18 +96,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--only", nargs="+", default=[""], help="cells whose name holds one of these")
     parser.add_argument("--seconds", type=float, default=20.0, help="(default: %(default)s)")
-    parser.add_argument("--shares", type=Path, default=SHARES, help="(default: results/quality_third's)")
+    parser.add_argument(
+        "--shares", type=published, default=str(SHARES), metavar="FILE", help="(default: quality_third's)"
+    )
     parser.add_argument("--seed", type=int, default=40, help="(default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    lines = map(json.loads, options.shares.read_text().splitlines())
-    shares = {line["cell"]: line["run_share"] for line in lines if "cell" in line}
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for cell in CELLS:
             if any(text in cell.name for text in options.only):
-                share = shares.get(cell.name, 0.1)
+                share = options.shares[cell.name]["run_share"] if cell.name in options.shares else 0.1
                 rows.append(row(cell, options.seed, options.seconds, share, Path(folder)))
                 print(json.dumps(rows[-1]) if options.json else rows[-1], flush=True)
     if not rows:

@@ -191,7 +191,7 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(damage, whole, tmp_path)
 
 
 def test_a_checkpoint_with_a_dictionary_for_each_epoch_is_taken_up(whole, tmp_path):
-    """As rows were saved before they were one tensor."""
+    """As rows were saved before they were columns."""
     with pytest.raises(Cut):
         run(spec_of(epochs=4), Killed(tmp_path, 3 * STEPS_PER_EPOCH + 5))
     folder = CheckpointFolder(tmp_path / "run")
