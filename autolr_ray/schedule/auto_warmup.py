@@ -48,7 +48,8 @@ class AutoWarmup(Schedule):
     decay follows. (With LAMB and its like it rises by quarters, to .05 at most, as long as the loss falls as
     it has and the weights do not swing much.) The rule watches until ``max_warmup_fraction`` of the steps:
     whenever the loss has passed its minimum, or three losses in a row lie far above it, training goes on from
-    there, the decay starting at the learning rate that it had there, from the second time on at half of it.
+    there, the decay starting at the learning rate that it had there, from the second time on, or where all
+    that was gained is lost, at half of it.
     (With LAMB and its like the loss may rise, uncounted, for as long after the peak as the last stretch up to
     it took.) Pace, rule and minimum are those of the losses without what swinging costs.
 

@@ -8,12 +8,15 @@ shorter (``experiments/LOG.md``).
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import Any
 
 from autolr_ray.schedule.smoother import Array
 from autolr_ray.schedule.switch import Evidence
 
 _NOISE_DROP = 10.0
+# An alarm of the rule takes two losses at least.
+_LAST = 2
 
 
 class Burst:
@@ -37,6 +40,7 @@ class Burst:
         self._threshold = math.nan
         self._run = self._longest = 0
         self.lowest = math.inf
+        self._last: deque[float] = deque(maxlen=_LAST)
 
     def observe(self, losses: Array) -> None:
         """Take in the losses [k] of the next k steps; none counts before the first :meth:`look`."""
@@ -44,7 +48,8 @@ class Burst:
             below = math.isnan(self._threshold) or loss <= self._threshold
             self._run = 0 if below else self._run + 1  # NaN is not below
             self._longest = max(self._longest, self._run)
-            self.lowest = min(self.lowest, loss if math.isfinite(loss) else math.inf)
+            self._last.append(loss if math.isfinite(loss) else math.inf)
+            self.lowest = min(self.lowest, self._last[-1])
 
     def look(self, level: float, step: float, evidence: Evidence) -> None:
         """What the losses to come are compared with.
@@ -63,13 +68,20 @@ class Burst:
         """The longest run so far as a share of a burst; from 1 on it is one."""
         return self._longest / self.steps
 
+    @property
+    def lowest_of_last(self) -> float:
+        """Of the last two losses, inf for one that is not finite; -inf before there are two."""
+        return min(self._last) if len(self._last) == _LAST else -math.inf
+
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers."""
         return {
             "threshold": self._threshold, "run": self._run, "longest": self._longest, "lowest": self.lowest,
+            "last": list(self._last),
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from ``state``."""
         self._threshold, self.lowest = float(state["threshold"]), float(state["lowest"])
         self._run, self._longest = int(state["run"]), int(state["longest"])
+        self._last = deque(state.get("last", ()), maxlen=_LAST)  # unknown to earlier states

@@ -119,6 +119,10 @@ class Sweep:
         """Whether ``loss`` lies below the first ones by more than noise."""
         return self.level - loss > _FALL * self.noise
 
+    def above_noise(self, loss: float) -> bool:
+        """Whether ``loss`` lies above the first ones by more than noise."""
+        return not loss - self.level <= _FALL * self.noise
+
     @property
     def lowest(self) -> int:
         """How many steps had been done when the loss was lowest."""
@@ -128,7 +132,9 @@ class Sweep:
         """The learning rate that brought the loss down: a mean of logarithms.
 
         Each step counts with the square of how far below the level the loss after it was, so that no
-        single noisy loss decides, and the result lies between the rates that were tried.
+        single noisy loss decides, and the result lies between the rates that were tried. Where the last loss
+        lies above the lowest by no more than noise, it is at least two thirds of the highest rate whose loss
+        was seen: the lowest may be chance.
 
         Where no loss was lower than the first ones by more than noise, the steps were too few to learn
         anything. Then it is a thirtieth of the highest rate whose loss was seen: so far below an explosion
@@ -142,15 +148,16 @@ class Sweep:
             At least the lowest of ``rates``, and that if no loss was finite.
         """
         losses = np.array(self.losses)
-        if self.improved:
-            weights = np.clip((self.level - losses[1:]) / (self.level - losses.min()), 0.0, 1.0) ** 2
-        else:
-            highest = float(rates[len(losses) - 2]) if self.any_finite and len(losses) > 1 else 0.0
-            harmless = losses[-1] - self.level <= _FALL * self.noise
-            return max((_BELOW_HARMLESS if harmless else _BELOW_EXPLOSION) * highest, float(rates.min()))
+        highest = float(rates[len(losses) - 2]) if self.any_finite and len(losses) > 1 else 0.0
+        if not self.improved:
+            share = _BELOW_EXPLOSION if self.above_noise(self.losses[-1]) else _BELOW_HARMLESS
+            return max(share * highest, float(rates.min()))
+        weights = np.clip((self.level - losses[1:]) / (self.level - losses.min()), 0.0, 1.0) ** 2
         if not weights.sum() > 0.0:
             return float(rates.min())
         mean = np.exp((weights * np.log(rates[: len(weights)])).sum() / weights.sum())
+        if losses[-1] - losses.min() <= _FALL * self.noise:  # no rise was seen
+            mean = max(mean, _BELOW_HARMLESS * highest)
         return float(np.clip(mean, rates.min(), rates.max()))  # but for rounding it is
 
     def state_dict(self) -> dict[str, Any]:

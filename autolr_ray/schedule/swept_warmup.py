@@ -22,7 +22,8 @@ from autolr_ray.schedule.swing import Swing
 from autolr_ray.schedule.switch import SWEEPS, Evidence, SwitchRule, Verdict
 
 # To this many times the learning rate that the sweep found, over this share of the steps that are left. When
-# the loss passes its minimum again, on with this many times the learning rate there.
+# the loss passes its minimum again, or lies above where it began, on with this many times the learning rate
+# at the minimum.
 _TARGET, _LINEAR_SHARE, _BACK_OFF = 1.5, 0.2, 0.5
 # A burst counts from this share of a warmup's peak on: one at the foot of it heals, and would leave the rest
 # of the run a learning rate that is far too low.
@@ -233,8 +234,10 @@ class SweptWarmup:
     def _go_back(self, receipt: Receipt) -> Receipt:
         """To the loss's minimum, and into the decay."""
         back = self._snapshots.restore(receipt.argmin_step)
-        # The first time the learning rate at the minimum is as good as any: most alarms are false.
-        peak = (1.0 if len(self.legs) == 1 else _BACK_OFF) * receipt.argmin_lr
+        # The first time the learning rate at the minimum is as good as any: most alarms are false. Not where
+        # training has lost all that it had gained.
+        false = len(self.legs) == 1 and not self.sweep.above_noise(self._burst.lowest_of_last)
+        peak = (1.0 if false else _BACK_OFF) * receipt.argmin_lr
         self._begin(receipt.step, Leg(receipt.step, 0, max(peak, self.lowest_lr)))
         return receipt.went_back(back)
 

@@ -16,6 +16,7 @@ Here the question is whether it may go up, and the answer a share of what traini
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -35,6 +36,8 @@ _MEMORY, _FEWEST = 8, 4
 # What swinging costs now: a mean that forgets four times as fast, and of the fall so far a quarter at most:
 # a loss that runs away is to be seen.
 _RECENT, _MOST = 4, 0.25
+# Weights are taken together, of tensors that come to so many numbers: few kernels on a GPU, little memory.
+_TOGETHER = 2**20
 
 
 class Swing:
@@ -141,16 +144,21 @@ class Swing:
         if in_use and torch.cuda.is_current_stream_capturing():
             return
         product = None
-        for i, parameter in self._parameters():
-            gradient, average = parameter.grad, self._average.get(i)
-            if average is None:
-                wide = torch.promote_types(parameter.dtype, torch.float32)
-                self._average[i] = parameter.detach().to(wide, copy=True)
+        for bucket in self._buckets():
+            first, away = min(bucket), _flat(bucket.values())
+            average = self._average.get(first)
+            if average is None or average.shape != away.shape:  # a group of parameters was added
+                self._average[first] = away
                 continue
-            away = parameter - average
+            away.sub_(average)
             average.add_(away, alpha=1.0 / self._steps)
-            if gradient is not None and not gradient.is_sparse:
-                part = torch.dot(away.flatten(), gradient.to(away.dtype).flatten())
+            gradients = [_gradient(p) for p in bucket.values()]
+            if any(gradient is not None for gradient in gradients):
+                known = (
+                    torch.zeros_like(p) if g is None else g
+                    for p, g in zip(bucket.values(), gradients, strict=True)
+                )
+                part = torch.dot(away, _flat(known))
                 product = part if product is None else product + part.to(product.device)
         if product is None:
             return
@@ -165,15 +173,30 @@ class Swing:
         before = torch.zeros_like(product) if self._recent is None else self._recent
         self._recent = before + (product - before) / max(self._steps / _RECENT, 1.0)
 
-    def _parameters(self) -> list[tuple[int, nn.Parameter]]:
-        """Those that an average makes sense of, by their place."""
+    def _buckets(self) -> list[dict[int, nn.Parameter]]:
+        """Parameters that an average makes sense of, by their place: those that are taken together."""
         every = [p for group in self._optimizer.param_groups for p in group["params"]]
-        return [(i, p) for i, p in enumerate(every) if p.is_floating_point() and not hasattr(p, "to_local")]
+        buckets: list[dict[int, nn.Parameter]] = []
+        kind, room = None, 0
+        for i, p in enumerate(every):
+            if not p.is_floating_point() or hasattr(p, "to_local"):
+                continue
+            if (p.device, p.dtype) != kind or p.numel() > room:
+                kind, room = (p.device, p.dtype), _TOGETHER
+                buckets.append({})
+            buckets[-1][i] = p
+            room -= p.numel()
+        return buckets
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and tensors: with the average, as large as the weights."""
+        """Plain numbers and tensors: with the average, as large as the weights, by the parameters' places."""
+        average: dict[int, torch.Tensor] = {}
+        for bucket in self._buckets():
+            if (flat := self._average.get(min(bucket))) is not None:
+                pieces = torch.split(flat, [p.numel() for p in bucket.values()])
+                average |= dict(zip(bucket, pieces, strict=True))
         return {
-            "watches": self.watches, "steps": self._steps, "average": dict(self._average),
+            "watches": self.watches, "steps": self._steps, "average": average,
             "total": self._total, "count": self._count, "recent": self._recent,
         }  # fmt: skip
 
@@ -181,10 +204,11 @@ class Swing:
         """Continue from ``state``."""
         self.end()
         self._steps, self._count = int(state["steps"]), int(state["count"])
-        places = dict(self._parameters())
-        self._average = {
-            int(i): average.to(places[int(i)].device, copy=True) for i, average in state["average"].items()
-        }
+        average = state["average"]
+        for bucket in self._buckets():
+            if bucket.keys() <= average.keys():
+                pieces = (average[i].to(p.device) for i, p in bucket.items())
+                self._average[min(bucket)] = _flat(pieces)
         # The latter unknown to states from before it was there.
         total, recent = state["total"], state.get("recent")
         # Where the weights are, which need not be where they were.
@@ -193,3 +217,15 @@ class Swing:
         self._recent = None if recent is None else recent.to(device, copy=True)
         if state["watches"]:
             self._attach()
+
+
+def _flat(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Their numbers in a new vector [n], float32 or wider."""
+    flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
+    return flat.to(torch.promote_types(flat.dtype, torch.float32))
+
+
+def _gradient(parameter: nn.Parameter) -> torch.Tensor | None:
+    """Its gradient, if it has a dense one."""
+    gradient = parameter.grad
+    return None if gradient is None or gradient.is_sparse else gradient

@@ -42,9 +42,8 @@ def require_divisible(
 _NOT_DECIDING = {"data_dir", "loader_workers", "checkpoint_every", "on_non_finite"}
 # Left out of the hash at their usual values, so that runs from before they existed keep their names.
 _ADDED_LATER: dict[str, Any] = {"compute": Compute().model_dump(mode="json"), "code": ""}
-# Of the linear warmup's decisions, with LAMB and with all others: raised when they change, so that runs from
-# before are not taken for them.
-_LAMB_REVISION, _LINEAR_REVISION = 11, 10
+# Of the linear warmup's decisions: raised when they change, so that runs from before are not taken for them.
+_LINEAR_REVISION = 12
 # Optimizers that set the size of their steps by themselves, and the schedules that leave them to it.
 _SELF_SCALING = {
     "prodigy": ("linear_warmup", "constant", "own"),
@@ -126,7 +125,6 @@ class RunSpec(Config):
                 del decisive["schedule"]["warmup"]
                 decisive["schedule"]["decay"] = self.schedule.decay or "cosine"
             else:
-                lamb = self.optimizer.name == "lamb"
-                decisive["schedule"]["revision"] = _LAMB_REVISION if lamb else _LINEAR_REVISION
+                decisive["schedule"]["revision"] = _LINEAR_REVISION
         text = json.dumps({"format": 1, **decisive}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

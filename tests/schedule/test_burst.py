@@ -75,3 +75,21 @@ def test_saved_and_loaded_it_goes_on():
     for each in (burst, other):
         each.observe(np.array([1.6]))
         assert each.strength == 1.0
+        assert each.lowest_of_last == 1.6
+
+
+@pytest.mark.parametrize(
+    ("losses", "lowest"),
+    [
+        ([5.0], -math.inf),
+        ([4.0, 6.0], 4.0),
+        ([1.0, 6.0, 5.0], 5.0),
+        ([math.inf, math.nan, 7.0], 7.0),
+        ([math.nan, math.inf], math.inf),
+    ],
+)
+def test_the_lowest_of_the_last_two(losses, lowest):
+    burst = Burst()
+    for loss in losses:
+        burst.observe(np.array([loss]))
+    assert burst.lowest_of_last == lowest

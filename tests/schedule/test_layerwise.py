@@ -155,12 +155,14 @@ def test_a_rise_near_the_peak_is_left_to_heal(blows):
     assert passed(Run(explodes=math.inf, blows=blows).until(100))
 
 
-def test_a_loss_that_stays_up_goes_back_at_the_whole_learning_rate_then_at_half():
-    run = by_layers(blows=range(24, 100)).until(100)
+@pytest.mark.parametrize(("blown", "share"), [(2.0, 1.0), (30.0, 0.5)])
+def test_a_loss_that_stays_up_goes_back_at_the_whole_learning_rate_then_at_half(blown, share):
+    """At half at once where it stays above where it began."""
+    run = by_layers(blows=range(24, 100), blown=blown).until(100)
     first, *later = passed(run)
     assert 44 < first.step <= 50
     assert first.rolled_back_to < 26
-    assert run.schedule._legs[1].peak_lr == pytest.approx(first.argmin_lr)
+    assert run.schedule._legs[1].peak_lr == pytest.approx(share * first.argmin_lr)
     for leg, receipt in zip(run.schedule._legs[2:], later, strict=True):
         assert leg.peak_lr == pytest.approx(0.5 * receipt.argmin_lr)
 

@@ -231,7 +231,7 @@ def test_when_the_loss_passes_its_minimum_it_goes_on_from_there(name):
     assert run.swept.step <= back <= 21
     assert_same(everything(run.model, run.optimizer), run.past[back])
     assert receipt.argmin_lr == pytest.approx(run.rates[round(receipt.argmin_step)])
-    assert run.schedule.peak_lr == pytest.approx(receipt.argmin_lr)
+    assert run.schedule.peak_lr == pytest.approx(0.5 * receipt.argmin_lr)  # the losses lie above the first
     assert run.schedule.get_last_lr()[0] == pytest.approx(run.schedule.peak_lr)
     assert run.schedule.switch_step == receipt.step
     assert run.schedule.decision is receipt
@@ -246,6 +246,21 @@ def test_three_losses_in_a_row_far_above_the_minimum_are_enough(blown, burst):
         assert passed[0].strength >= 1.0
         assert run.schedule.rolled_back_to <= 30
         assert run.schedule.peak_lr == pytest.approx(passed[0].argmin_lr)
+
+
+@pytest.mark.parametrize(
+    ("blown", "share"),
+    [((2.0, 2.0, 2.0), 1.0), ((9.0, 2.0, 2.0), 1.0), ((9.0, 9.0, 9.0), 0.5), ((INF, NAN, INF), 0.5)],
+)
+def test_losses_above_the_start_are_no_false_alarm(blown, share):
+    """Two in a row: training has lost all that it had gained."""
+    run = Run(blows=range(30, 33))
+    usual = run.loss
+    run.loss = lambda: blown[run.t - 30] if run.t in run.blows else usual()
+    run.until(36)
+    (receipt,) = (r for r in run.schedule.receipts if r.verdict is Verdict.PASSED)
+    assert 31 < receipt.step <= 33
+    assert run.schedule.peak_lr == pytest.approx(share * receipt.argmin_lr)
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd_momentum"])
@@ -430,6 +445,16 @@ def unseen(total):
 def test_the_rate_that_did_no_harm_is_taken(last, share):
     losses = [2.30, 2.31, 2.30, 2.29, 2.30, 2.31, 2.30, last]
     assert swept(losses).lr(RATES[:8]) == pytest.approx(share * RATES[6])
+
+
+@pytest.mark.parametrize(("last", "at_least"), [(2.24, True), (2.25, True), (2.27, True), (2.29, False)])
+def test_a_low_loss_before_rates_that_did_no_harm_may_be_chance(last, at_least):
+    losses = [2.30, 2.31, 2.30, 2.29, 2.25, 2.30, 2.30, last]
+    assert swept(losses).improved
+    rate = swept(losses).lr(RATES)
+    assert (rate >= 0.999 * 2 / 3 * RATES[6]) == at_least
+    # A clear fall to the end is past that by itself.
+    assert swept([2.3, 2.31, 2.3, 2.3, 2.3, 2.3, 2.3, 1.5]).lr(RATES) == pytest.approx(RATES[6])
 
 
 def test_a_dear_sweep_that_saw_no_fall_is_the_beginning_of_the_warmup():

@@ -20,6 +20,7 @@ from schedule_helpers import (
 from torch import nn
 
 from autolr_ray.schedule import Verdict
+from autolr_ray.schedule import swing as swing_module
 from autolr_ray.schedule.swing import Swing
 
 
@@ -325,6 +326,77 @@ def test_in_a_noisy_valley_the_floor_is_its_bottom():
     assert np.mean(floors[1000:]) == pytest.approx(1.0, abs=0.15 * above)
 
 
+# --- many tensors together ------------------------------------------------------------------------
+
+
+def several():
+    """Tensors of several sizes, memory orders and types; the optimizer's two groups."""
+    torch.manual_seed(0)
+    sizes = [(3, 2, 5, 5), (7,), (4, 4), (2, 3, 3, 3), (11,)]
+    every = [nn.Parameter(torch.randn(size, dtype=torch.float64)) for size in sizes]
+    every[3] = nn.Parameter(every[3].detach().to(memory_format=torch.channels_last))
+    every[4] = nn.Parameter(every[4].detach().float())
+    optimizer = torch.optim.SGD([{"params": every[:2]}, {"params": every[2:]}], lr=0.1)
+    swing = Swing(optimizer)
+    swing.begin(64)
+    return every, optimizer, swing
+
+
+def train(every, optimizer, steps):
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        for p in every:
+            p.grad = torch.empty_like(p).copy_(torch.randn(p.shape, generator=generator))
+        optimizer.step()
+
+
+@pytest.mark.parametrize(("together", "kept"), [(1, 5), (30, 4), (10**6, 2)])
+def test_how_many_are_taken_together_does_not_count(together, kept, monkeypatch):
+    monkeypatch.setattr(swing_module, "_TOGETHER", together)
+    every, optimizer, swing = several()
+    parts = [Swing(optimizer) for _ in every]
+    for alone, p in zip(parts, every, strict=True):
+        alone._buckets = lambda p=p: [{0: p}]
+        alone.begin(64)
+    train(every, optimizer, range(12))
+    assert len(swing._average) == kept
+    assert swing.mean() == pytest.approx(sum(alone.mean() for alone in parts), rel=1e-6)
+
+
+@pytest.mark.parametrize("later", [1, 30, 10**6])
+def test_a_state_does_not_know_how_many_were_taken_together(later, monkeypatch):
+    monkeypatch.setattr(swing_module, "_TOGETHER", 30)
+    every, optimizer, whole = several()
+    train(every, optimizer, range(12))
+    every, optimizer, half = several()
+    train(every, optimizer, range(6))
+    state = saved_and_loaded(half.state_dict())
+    shapes = {i: tuple(piece.shape) for i, piece in state["average"].items()}
+    assert shapes == {i: (p.numel(),) for i, p in enumerate(every)}
+    # Earlier states have pieces of the parameters' shapes.
+    state["average"] = {i: piece.view(every[i].shape) for i, piece in state["average"].items()}
+    half.end()
+    monkeypatch.setattr(swing_module, "_TOGETHER", later)
+    again = Swing(optimizer)
+    again.load_state_dict(state)
+    train(every, optimizer, range(6, 12))
+    assert again.mean() == pytest.approx(whole.mean(), rel=1e-6)
+    monkeypatch.setattr(swing_module, "_TOGETHER", 30)
+    expected = whole.state_dict()["average"]
+    monkeypatch.setattr(swing_module, "_TOGETHER", later)
+    assert_same(again.state_dict()["average"], expected)
+
+
+def test_parameters_that_come_later_begin_an_average_of_their_own():
+    every, optimizer, swing = several()
+    train(every, optimizer, range(4))
+    late = nn.Parameter(torch.randn(6))  # as the last one: of that one's bucket
+    optimizer.add_param_group({"params": [late]})
+    train([*every, late], optimizer, range(4, 8))
+    assert swing.state_dict()["average"].keys() == {0, 1, 2, 3, 4, 5}
+    assert math.isfinite(swing.mean())
+
+
 # --- its state -----------------------------------------------------------------------------------
 
 
@@ -357,7 +429,9 @@ class Swinging(Run):
 
     def steer(self, *_):
         swing = self.schedule._course._swing
-        ways = [(p, p.detach() - swing._average[i]) for i, p in swing._parameters() if i in swing._average]
+        average = swing.state_dict()["average"]
+        every = [p for group in self.optimizer.param_groups for p in group["params"]]
+        ways = [(p, p.detach() - average[i].view_as(p)) for i, p in enumerate(every) if i in average]
         squared = float(sum((way**2).sum() for _, way in ways))
         for p, way in ways:
             p.grad = way * (self.swings / squared) if squared > 0.0 else torch.zeros_like(p)
