@@ -37,7 +37,7 @@ _MEMORY, _FEWEST = 8, 4
 # a loss that runs away is to be seen.
 _RECENT, _MOST = 4, 0.25
 # Weights are taken together, of tensors that come to so many numbers: few kernels on a GPU, little memory.
-_TOGETHER = 2**20
+_TOGETHER = 2**18
 
 
 class Swing:
@@ -145,12 +145,12 @@ class Swing:
             return
         product = None
         for bucket in self._buckets():
-            first, away = min(bucket), _flat(bucket.values())
+            first, weights = min(bucket), _flat(bucket.values())
             average = self._average.get(first)
-            if average is None or average.shape != away.shape:  # a group of parameters was added
-                self._average[first] = away
+            if average is None or average.shape != weights.shape:  # a group of parameters was added
+                self._average[first] = weights.clone()
                 continue
-            away.sub_(average)
+            away = weights - average
             average.add_(away, alpha=1.0 / self._steps)
             gradients = [_gradient(p) for p in bucket.values()]
             if any(gradient is not None for gradient in gradients):
@@ -208,7 +208,7 @@ class Swing:
         for bucket in self._buckets():
             if bucket.keys() <= average.keys():
                 pieces = (average[i].to(p.device) for i, p in bucket.items())
-                self._average[min(bucket)] = _flat(pieces)
+                self._average[min(bucket)] = _flat(pieces).clone()
         # The latter unknown to states from before it was there.
         total, recent = state["total"], state.get("recent")
         # Where the weights are, which need not be where they were.
@@ -220,8 +220,9 @@ class Swing:
 
 
 def _flat(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Their numbers in a new vector [n], float32 or wider."""
-    flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
+    """Their numbers in a vector [n], float32 or wider, which may be the memory of a single one."""
+    pieces = [tensor.detach().flatten() for tensor in tensors]
+    flat = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
     return flat.to(torch.promote_types(flat.dtype, torch.float32))
 
 

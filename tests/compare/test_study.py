@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from autolr_ray.compare.study import Study, StudyError, dump_study, find_study, load_study, shipped_studies
+from autolr_ray.tasks.datasets import IDX_FILES
 from autolr_ray.tasks.named import code_fingerprint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -297,12 +298,14 @@ def test_an_arm_that_cannot_run_is_refused(tmp_path: Path, arm: dict, phrase: st
 SHIPPED = {  # runs of each
     "quick": None,  # the lead's: counted by what it says itself
     "fashion_mnist": 3 * 3 * (1 + 1 + 3 + 5 * 2),  # the fixed setting is a point of the grid
+    "fashion_mnist_resnet18": 3 * 3 * (1 + 4 * 2),
     "cifar10": 3 * 3 * (1 + 1 + 5 * 2),
     "cifar100": 3 * 3 * (1 + 1 + 5 * 2),
     "imagenet_resnet50": 2 * 3 * (1 + 1 + 3),
     "imagenet_efficientnet_b0": 2 * 3 * (1 + 1 + 3),
 }
 NEEDS_DATA = {
+    "fashion_mnist_resnet18": "python -m autolr_ray.tasks.download fashion_mnist --data-dir DIR",
     "cifar10": "python -m autolr_ray.tasks.download cifar10 --data-dir DIR",
     "cifar100": "python -m autolr_ray.tasks.download cifar100 --data-dir DIR",
     "imagenet_resnet50": "train/CLASS/",
@@ -316,6 +319,8 @@ def data_dir(folder: Path) -> Path:
         _touch(folder / "cifar-10-batches-py" / name)
     for name in ("train", "test", "meta"):
         _touch(folder / "cifar-100-python" / name)
+    for name in IDX_FILES:
+        _touch(folder / name)
     for part in ("train", "val"):
         _touch(folder / part / "n01440764" / "0.JPEG")
     return folder
