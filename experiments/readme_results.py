@@ -2,10 +2,9 @@
 
     python experiments/readme_results.py [--print]
 
-Reads ``summary.md`` in ``experiments/results/quick`` and ``experiments/results/fashion_mnist``, and the
-figures, which ``experiments/compare.py`` wrote; and ``summary.md`` in ``experiments/results/quality_third``,
-which ``experiments/benchmarks/quality.py`` wrote, as it did those of the earlier seeds in ``quality`` and
-``quality_second`` beside it, and that of more seeds in ``quality_tuned``.
+Reads ``summary.md`` in ``experiments/results/quick``, ``fashion_mnist`` and ``fashion_mnist_resnet18``, and
+the figures, which ``experiments/compare.py`` wrote; and ``summary.md`` in ``quality_tuned``, the verdict on
+many seeds, and in ``quality``, whole grids and rivals, which ``experiments/benchmarks/quality.py`` wrote.
 """
 
 from __future__ import annotations
@@ -17,57 +16,52 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = ROOT / "experiments" / "results" / "quick"
 LARGER = ROOT / "experiments" / "results" / "fashion_mnist"
-BENCH = ROOT / "experiments" / "results" / "quality_third"
-MORE = BENCH.with_name("quality_tuned")
-EARLIER = {
-    "A first set of seeds": BENCH.with_name("quality"),
-    "A second": BENCH.with_name("quality_second"),
-}
+ON_GPU = LARGER.with_name("fashion_mnist_resnet18")
+BENCH = LARGER.with_name("quality")
+VERDICT = LARGER.with_name("quality_tuned")
 MARKS = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", flags=re.DOTALL)
 
 
 def section() -> str:
     """What README shows of the results."""
-    folder = STUDY.relative_to(ROOT).as_posix()
-    summary = (STUDY / "summary.md").read_text(encoding="utf-8")
-    # The first table is the verdict; the rest is for the report.
-    table = summary[summary.index("\n|") + 1 :].split("\n\n")[0].rstrip()
-    headline = summary.split("\n\n")[1]
-    larger = LARGER.relative_to(ROOT).as_posix()
-    its_headline = (LARGER / "summary.md").read_text(encoding="utf-8").split("\n\n")[1]
+    folder = _place(STUDY)
+    _, headline, *_ = _paragraphs(STUDY)
     return (
         f"![AutoWarmup turns by itself]({folder}/figures/learning_rates.png)\n\n"
-        f"{headline}\n\n{table}\n\n"
-        f"`make compare` on two CPU cores wrote these figures: [summary]({folder}/summary.md), "
+        f"{headline}\n\n{_table(STUDY)}\n\n"
+        f"`make compare` on two CPU cores wrote these figures: {_summary(STUDY)}, "
         f"[report]({folder}/report.html). Seeds, versions and hardware are in it.\n\n"
-        f"Three batch sizes, three seeds, a grid of ten and six rivals "
-        f"([{LARGER.name}]({larger}/summary.md), [report]({larger}/report.html)): {its_headline}\n"
+        "ResNet-18 in bfloat16 on all of Fashion-MNIST, on one GPU "
+        f"({_summary(ON_GPU)}, [report]({_place(ON_GPU)}/report.html)): {_paragraphs(ON_GPU)[1]}\n\n"
+        f"{_table(ON_GPU)}\n\n"
+        "A small network on CPUs, three batch sizes, three seeds, a grid of ten and six rivals "
+        f"({_summary(LARGER)}, [report]({_place(LARGER)}/report.html)): {_paragraphs(LARGER)[1]}\n"
         "Its auto_warmup runs were made on another, quieter day: compare runs, not device time.\n\n"
         + _bench()
     )
 
 
 def _bench() -> str:
-    """What the bench over many cells says: its first sentence, groups, regrets, the picture."""
-    _, headline, groups, regrets, *_ = fresh = _paragraphs(BENCH)
-    _, more_headline, more_groups, *_ = more = _paragraphs(MORE)
+    """What the bench over many cells says: the verdict and its groups, then regrets and the picture."""
+    _, verdict, groups, *_ = fresh = _paragraphs(VERDICT)
+    _, headline, _, regrets, *_ = whole = _paragraphs(BENCH)
     parts = [
         "Over networks, optimizers, batch sizes and budgets, on seeds that nobody had looked at before the "
-        f"rule was what it is ({_summary(BENCH)}): {headline}",
+        "rule was what it is, beside the point that a grid of ten chose on other seeds "
+        f"({_summary(VERDICT)}): {verdict}",
         *_about_seeds(fresh),
         groups,
+        f"![Difference to the tuned baseline, cell by cell]({_place(VERDICT)}/difference.png)",
+        f"Those grids, and what people take who tune nothing ({_summary(BENCH)}): {headline}",
+        *_about_seeds(whole),
         regrets,
-        f"![Difference to the tuned baseline, cell by cell]({_place(BENCH)}/difference.png)",
-        "More seeds for the groups, AutoWarmup beside what that grid chose "
-        f"({_summary(MORE)}): {more_headline}",
-        *_about_seeds(more),
-        more_groups,
     ]
-    for name, place in EARLIER.items():
-        again = _paragraphs(place)
-        parts.append(f"{name} ({_summary(place)}): {again[1]}")
-        parts += _about_seeds(again)
     return "\n\n".join(parts) + "\n"
+
+
+def _table(folder: Path) -> str:
+    """The first table: a row for each arm and batch size."""
+    return next(part for part in _paragraphs(folder) if part.startswith("|"))
 
 
 def _place(folder: Path) -> str:

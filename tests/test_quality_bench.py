@@ -17,9 +17,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "experiments" / "benchmarks"
 RESULTS = ROOT / "experiments" / "results" / "quality"
-# The same bench on other seeds.
-SECOND, THIRD = RESULTS.with_name("quality_second"), RESULTS.with_name("quality_third")
-# The rule of the third, and what its grids chose.
+# What those grids chose, on other seeds.
 TUNED = RESULTS.with_name("quality_tuned")
 
 
@@ -37,15 +35,16 @@ def quality():
         sys.path.remove(str(BENCHMARKS))
 
 
-@pytest.fixture(scope="module", params=[RESULTS, SECOND, THIRD, TUNED], ids=lambda folder: folder.name)
+@pytest.fixture(scope="module", params=[RESULTS, TUNED], ids=lambda folder: folder.name)
 def again(quality, request, tmp_path_factory):
     """What is committed, and its ledger alone, reported anew."""
     folder = tmp_path_factory.mktemp("quality")
     (folder / "out").mkdir()
     (folder / "out" / "ledger.parquet").write_bytes((request.param / "ledger.parquet").read_bytes())
     last = _last(request.param)
-    tuned = ["--tuned", str(THIRD / "quality.jsonl")] if last["tuned"] else []
+    tuned = ["--tuned", str(RESULTS / "quality.jsonl")] if last["tuned"] else []
     arguments = ["--report-only", "--json", "--results", str(folder / "runs"), "--out", str(folder / "out")]
+    tuned += ["--apart", *last["apart"]] if last["apart"] else []
     assert quality.main([*arguments, *tuned, "--seeds", *map(str, last["base_seeds"])]) == 0
     return request.param, folder / "out"
 
@@ -102,7 +101,8 @@ def test_with_a_tuned_point_it_is_the_whole_grid_and_more_seeds_are_asked_for(qu
         assert set(arms) == {"auto_warmup", "linear_warmup"}
         assert arms["linear_warmup"].spec.schedule.peak_lr == rows[cell.name]["tuned_peak_lr"]
         assert arms["linear_warmup"].point == rows[cell.name]["tuned_point"]
-        assert not set(study.seeds) & {*quality.BURNT, *quality.LOOKED_AT, *rows[cell.name]["seeds"]}
+        looked_at = quality.looked_at(cell.optimizer)
+        assert not set(study.seeds) & {*quality.BURNT, *looked_at, *rows[cell.name]["seeds"]}
         counts.add((cell.budget == "short", cell.repeats, len(study.seeds)))
     assert counts == {(True, 1, 2), (True, 3, 24), (False, 1, 2), (False, 3, 6)}
 
@@ -149,14 +149,14 @@ def test_nothing_is_lost_when_it_is_written_again(again):
     assert (new / "ledger.parquet").read_bytes() == (committed / "ledger.parquet").read_bytes()
 
 
-def test_the_other_sets_of_seeds_have_none_of_the_first_nor_of_each_other():
-    sets = first, second, third, tuned = [_last(folder) for folder in (RESULTS, SECOND, THIRD, TUNED)]
-    seeds = [seed for last in sets for seed in last["seeds"]]
-    assert len(seeds) == len(set(seeds))
-    assert [last["burnt_seeds"] for last in sets] == [[], [], [], []]
-    assert third["looked_at_seeds"] == tuned["looked_at_seeds"] == []
-    assert first["looked_at_seeds"] == first["seeds"]
-    assert second["looked_at_seeds"] == second["seeds"]
+def test_the_verdict_is_on_seeds_that_nothing_was_chosen_on_and_nobody_looked_at(quality):
+    whole, tuned = _last(RESULTS), _last(TUNED)
+    assert not set(whole["seeds"]) & set(tuned["seeds"])
+    assert whole["burnt_seeds"] == tuned["burnt_seeds"] == []
+    assert tuned["looked_at_seeds"] == []
+    assert whole["looked_at_cells"] == [
+        cell.name for cell in quality.CELLS if cell.optimizer == "sgd_nesterov"
+    ]
 
 
 def test_a_cell_that_lacks_a_run_is_open(quality, tmp_path):
@@ -203,3 +203,33 @@ def test_a_seed_that_had_a_part_in_a_choice_is_said(quality):
     page = quality.quality_page.page(looked_at, lines)
     assert "before the rule was last changed" in page
     assert "fresh seeds" not in page
+
+
+def test_seeds_are_looked_at_where_the_rule_changed_after_it(quality):
+    (seed, *_) = quality.LOOKED_AT_WITH["sgd_nesterov"]
+    rows = [json.loads(line) for line in (RESULTS / "quality.jsonl").read_text().splitlines()]
+    cells = [row | {"seeds": [seed]} for row in rows if "cell" in row]
+    last = quality.bench(cells, [], [seed])[-1]
+    assert last["looked_at_seeds"] == [seed]
+    assert last["looked_at_cells"] == [row["cell"] for row in cells if "sgd_nesterov" in row["cell"]]
+    others = [row for row in cells if "sgd_nesterov" not in row["cell"]]
+    assert quality.bench(others, [], [seed])[-1]["looked_at_seeds"] == []
+
+
+def test_seeds_apart(quality, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        quality.main(["--apart", "sgd", "7", "--list"])
+    assert "--apart: 'sgd' is not allowed; a seed comes first" in capsys.readouterr().err
+    asked = {}
+    study_of = quality.study_of
+
+    def spy(cell, seeds, folder):
+        asked[cell.name] = list(seeds)
+        return study_of(cell, seeds, folder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quality, "study_of", spy)
+        places = ["--results", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+        quality.main([*places, "--report-only", "--seeds", "5000", "5001", "--apart", "6000", "sgd", "vit"])
+    for name, seeds in asked.items():
+        assert seeds == ([6000, 6001] if "sgd" in name or "vit" in name else [5000, 5001]), name

@@ -36,8 +36,9 @@ _MEMORY, _FEWEST = 8, 4
 # What swinging costs now: a mean that forgets four times as fast, and of the fall so far a quarter at most:
 # a loss that runs away is to be seen.
 _RECENT, _MOST = 4, 0.25
-# Weights are taken together, of tensors that come to so many numbers: few kernels on a GPU, little memory.
-_TOGETHER = 2**18
+# Weights are taken together, of tensors that come to so many numbers: what fits in a processor's cache; on a
+# GPU, where each piece costs its kernels' launches, 64 MB.
+_TOGETHER, _TOGETHER_ON_GPU = 2**18, 2**24
 
 
 class Swing:
@@ -182,7 +183,7 @@ class Swing:
             if not p.is_floating_point() or hasattr(p, "to_local"):
                 continue
             if (p.device, p.dtype) != kind or p.numel() > room:
-                kind, room = (p.device, p.dtype), _TOGETHER
+                kind, room = (p.device, p.dtype), _TOGETHER if p.is_cpu else _TOGETHER_ON_GPU
                 buckets.append({})
             buckets[-1][i] = p
             room -= p.numel()

@@ -1,7 +1,7 @@
 """The bench behind the claim: AutoWarmup against a tuned grid and the untuned rivals, over many cells.
 
     OMP_NUM_THREADS=1 python experiments/benchmarks/quality.py --json [--results DIR] [--out DIR]
-        [--seeds 50 51 52] [--only TEXT ...] [--list] [--report-only]
+        [--seeds 300 301 302] [--only TEXT ...] [--list] [--report-only]
 
 A cell is a data set, a network, an optimizer, a batch size and a budget in optimizer steps: short (about
 60), middle (about 400) or long (2,000). Every cell is a study of its own in ``--results``, run by the same
@@ -13,16 +13,19 @@ AutoWarmup has its defaults in all of them.
 ``difference.png``. ``--report-only`` runs nothing. A cell counts when all its runs are there; those that do
 not yet are named as open.
 
-``--seeds``: the verdict's must have had no part in any choice; ``BURNT`` lists those that had, ``LOOKED_AT``
-those whose verdict was known when the rule changed, and the use of either is said in the output. Cells of
-short runs get three times as many, from 20 above the first on. ``experiments/results/quality_second`` is
-what ``--seeds 100 101 102 --out experiments/results/quality_second`` found, for as many cells as there was
-time for, ``quality_third`` what ``--seeds 300 301 302`` did.
+``--seeds``: the verdict's must have had no part in any choice; ``BURNT`` lists those that had,
+``looked_at`` those whose verdict was known when the rule changed, and the use of either is said in the
+output. Cells of short runs get three times as many, from 20 above the first on.
+``--apart``: cells whose name holds one of the texts take as many seeds from ``SEED`` on, as those do whose
+seeds were looked at before the rule changed for them.
 ``--only``: cells whose name holds one of the texts.
 
 ``--tuned FILE``: more seeds for the verdict, of AutoWarmup beside the one point of the grid that was chosen
 on the seeds of FILE, the ``quality.jsonl`` of another ``--out``. Neither the rest of the grid nor the rivals
 are run, and the seeds that count had no part in the choice. Of short runs there are twelve times as many.
+``experiments/results/quality_tuned`` is what ``--tuned experiments/results/quality/quality.jsonl --seeds 400
+401 ... 409 --apart 600 sgd_nesterov cnn_bn_adamw mlp_adamp_b1024_long mlp_adamw_b4096 resnet18_adamp --out
+experiments/results/quality_tuned`` found.
 
 One JSON line a cell that is finished, ``{"cell", "batch_size", "budget", "steps", "difference", "seeds",
 "verdict", "arms": {arm: mean test accuracy}, "peak_lrs", "tuned_peak_lr", "cost_share", "run_share", ...}``:
@@ -66,10 +69,15 @@ BURNT = (*range(4), 10, 20, 21, *range(30, 50), *range(53, 70), *range(80, 89), 
 holds for 50 to 52, too: they have others (``Cell.aside``), and MNIST-1D's CNN, whose 70 to 78 were looked at,
 has others again."""
 LOOKED_AT = (
-    *range(50, 53), *range(70, 79), *range(90, 99), *range(100, 103), *range(120, 129), *range(140, 149),
-    *range(300, 303), *range(320, 329), *range(340, 349), *range(400, 410), *range(420, 560),
+    *range(50, 53), *range(70, 79), *range(90, 99), *range(100, 103), *range(120, 129), *range(140, 149)
 )  # fmt: skip
 """Seeds that nothing was chosen on, but whose verdict was read before the rule was last changed."""
+LOOKED_AT_WITH = {
+    "sgd_nesterov": (
+        *range(300, 303), *range(320, 329), *range(340, 349), *range(400, 410), *range(420, 560),
+    )
+}  # fmt: skip
+"""The same, by optimizer, where it changed for that one alone."""
 MARGIN, CHANCE = 0.005, 0.1
 OUT = Path(__file__).resolve().parents[1] / "results" / "quality"
 # Beside this script, and so on its path and the workers'.
@@ -223,6 +231,13 @@ CELLS = [
 ]
 
 
+def looked_at(optimizer: str) -> set[int]:
+    """Seeds that nothing was chosen on, but whose verdict was read before the rule was last changed for runs
+    with ``optimizer``.
+    """
+    return {*LOOKED_AT, *LOOKED_AT_WITH.get(optimizer, ())}
+
+
 def study_of(cell: Cell, seeds: Sequence[int], folder: Path) -> Study:
     """The cell's study, checked as any file is."""
     file = folder / f".{cell.name}.yaml"
@@ -252,7 +267,8 @@ def row(cell: Cell, study: Study, records: Sequence[RunRecord]) -> dict[str, Any
     assert found is not None
     ours = [r for r in records if r.arm == study.candidate]
     return {
-        "cell": cell.name, "data": cell.data, "batch_size": cell.batch_size, "budget": cell.budget,
+        "cell": cell.name, "data": cell.data, "optimizer": cell.optimizer,
+        "batch_size": cell.batch_size, "budget": cell.budget,
         "steps": ours[0].total_steps, "difference": found.difference.mean, "seeds": list(found.seeds),
         "differences": list(found.paired.differences), "verdict": found.verdict.word,
         "interval": [found.paired.interval.low, found.paired.interval.high],
@@ -298,7 +314,12 @@ def published(file: str) -> dict[str, dict[str, Any]]:
 
 
 def bench(
-    rows: Sequence[dict[str, Any]], open_cells: Sequence[str], seeds: Sequence[int], *, tuned: bool = False
+    rows: Sequence[dict[str, Any]],
+    open_cells: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    tuned: bool = False,
+    apart: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """The lines after the cells': the groups', and the last one; ``tuned``: each grid was one point."""
     groups, sets = defaultdict(list), defaultdict(list)
@@ -307,9 +328,11 @@ def bench(
         sets[f"on {found['data']}"].append(found)
     lines = [summary(members, name) for name, members in (*sorted(groups.items()), *sorted(sets.items()))]
     used = {seed for found in rows for seed in found["seeds"]}
+    known = {found["cell"]: looked_at(found["optimizer"]) & set(found["seeds"]) for found in rows}
     last = {
-        "open": list(open_cells), "base_seeds": list(seeds), "burnt_seeds": sorted(used & set(BURNT)),
-        "looked_at_seeds": sorted(used & set(LOOKED_AT)), "margin": MARGIN, "tuned": tuned,
+        "open": list(open_cells), "base_seeds": list(seeds), "apart": list(apart),
+        "burnt_seeds": sorted(used & set(BURNT)), "looked_at_seeds": sorted(set().union(*known.values())),
+        "looked_at_cells": [name for name, seeds in known.items() if seeds], "margin": MARGIN, "tuned": tuned,
         "cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version(),
     }  # fmt: skip
     return [*lines, summary(rows, "all") | last]
@@ -346,7 +369,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--results", type=Path, default=Path("results/quality"), help="(default: %(default)s)"
     )
     parser.add_argument("--out", type=Path, default=OUT, help="(default: experiments/results/quality)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[50, 51, 52], help="(default: %(default)s)")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[300, 301, 302], help="(default: %(default)s)"
+    )
+    parser.add_argument(
+        "--apart",
+        nargs="+",
+        default=[],
+        metavar=("SEED", "TEXT"),
+        help="other seeds, for cells of these names",
+    )
     parser.add_argument("--only", nargs="+", default=[""], help="cells whose name holds one of these")
     parser.add_argument(
         "--tuned", type=published, metavar="FILE", help="one point of the grid a cell, that which FILE names"
@@ -360,6 +392,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         earlier = options.tuned
         cells = [cell.tuned(earlier[cell.name]["tuned_point"]) for cell in CELLS if cell.name in earlier]
         without = [cell.name for cell in CELLS if cell.name not in earlier]
+    if options.apart and not options.apart[0].isdecimal():
+        parser.error(f"--apart: {options.apart[0]!r} is not allowed; a seed comes first, an integer >= 0")
+
+    def seeds_of(cell: Cell) -> Sequence[int]:
+        first, *texts = options.apart or [0]
+        if any(text in cell.name for text in texts):
+            return range(int(first), int(first) + len(options.seeds))
+        seeds: list[int] = options.seeds
+        return seeds
+
     chosen = [cell for cell in cells if any(text in cell.name for text in options.only)]
     if options.list or not chosen:
         print("\n".join(cell.name for cell in (chosen or cells)))
@@ -376,7 +418,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lines: list[dict[str, Any]] = []
 
     def look(cell: Cell, *, run: bool) -> None:
-        study = study_of(cell, options.seeds, folder)
+        study = study_of(cell, seeds_of(cell), folder)
         runs = runs_of(cell, study, folder, run=run)
         # Also what this bench does not ask for: other seeds, or AutoWarmup as it was.
         kept[cell.name] = [*runs.records, *runs.others]
@@ -391,7 +433,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = [found[cell.name] for cell in cells if cell.name in found]
         records = [record for members in kept.values() for record in members]
         missing = [*(cell.name for cell in cells if cell.name not in found), *without]
-        lines = bench(rows, missing, options.seeds, tuned=options.tuned is not None)
+        lines = bench(rows, missing, options.seeds, tuned=options.tuned is not None, apart=options.apart)
         publish_bench(rows, records, lines, options.out)
 
     # What is finished already first: a ledger that is written again loses nothing.

@@ -33,8 +33,8 @@ def page(rows: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]]) -> str
     if total["looked_at_seeds"]:
         seeds = ", ".join(map(str, total["looked_at_seeds"]))
         parts.append(
-            f"Seeds {seeds}: nothing was chosen on them, but a verdict on them was read before the rule was "
-            "last changed."
+            f"Seeds {seeds}: nothing was chosen on them, but in {len(total['looked_at_cells'])} cells a "
+            "verdict on them was read before the rule was last changed there."
         )
     return "\n\n".join(parts) + "\n"
 

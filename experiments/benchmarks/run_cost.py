@@ -37,7 +37,7 @@ from quality import CELLS, Cell, published, study_of
 from autolr_ray.compare import study
 from autolr_ray.train import LocalContext, run
 
-SHARES = Path(__file__).resolve().parents[1] / "results" / "quality_third" / "quality.jsonl"
+SHARES = Path(__file__).resolve().parents[1] / "results" / "quality" / "quality.jsonl"
 _CANDIDATE, _BASELINE = "auto_warmup", "linear_warmup"
 
 
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", default=[""], help="cells whose name holds one of these")
     parser.add_argument("--seconds", type=float, default=20.0, help="(default: %(default)s)")
     parser.add_argument(
-        "--shares", type=published, default=str(SHARES), metavar="FILE", help="(default: quality_third's)"
+        "--shares", type=published, default=str(SHARES), metavar="FILE", help="(default: the committed one)"
     )
     parser.add_argument("--seed", type=int, default=40, help="(default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
