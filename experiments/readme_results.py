@@ -4,12 +4,14 @@
 
 Reads ``summary.md`` in ``experiments/results/quick``, ``fashion_mnist`` and ``fashion_mnist_resnet18``, and
 the figures, which ``experiments/compare.py`` wrote; and ``summary.md`` in ``quality_tuned``, the verdict on
-many seeds, and in ``quality``, whole grids and rivals, which ``experiments/benchmarks/quality.py`` wrote.
+many seeds, and in ``quality``, whole grids and rivals, which ``experiments/benchmarks/quality.py`` wrote; and
+the last line of ``train/run_cost.jsonl``, which ``experiments/benchmarks/run_cost.py`` printed.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from pathlib import Path
 
@@ -19,6 +21,7 @@ LARGER = ROOT / "experiments" / "results" / "fashion_mnist"
 ON_GPU = LARGER.with_name("fashion_mnist_resnet18")
 BENCH = LARGER.with_name("quality")
 VERDICT = LARGER.with_name("quality_tuned")
+COST = LARGER.with_name("train") / "run_cost.jsonl"
 MARKS = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", flags=re.DOTALL)
 
 
@@ -45,15 +48,18 @@ def _bench() -> str:
     """What the bench over many cells says: the verdict and its groups, then regrets and the picture."""
     _, verdict, groups, *_ = fresh = _paragraphs(VERDICT)
     _, headline, _, regrets, *_ = whole = _paragraphs(BENCH)
+    cost = json.loads(COST.read_text(encoding="utf-8").splitlines()[-1])
     parts = [
         "Over networks, optimizers, batch sizes and budgets, on seeds that nobody had looked at before the "
-        "rule was what it is, beside the point that a grid of ten chose on other seeds "
-        f"({_summary(VERDICT)}): {verdict}",
+        f"rule was what it is ({_summary(VERDICT)}): {verdict}",
         *_about_seeds(fresh),
         groups,
         f"![Difference to the tuned baseline, cell by cell]({_place(VERDICT)}/difference.png)",
         f"Those grids, and what people take who tune nothing ({_summary(BENCH)}): {headline}",
         *_about_seeds(whole),
+        "Its runs were made on days of different load. Side by side, in pairs, AutoWarmup's come to "
+        f"{100 * cost['cost_share']:.1f} % of the processor time of those grids "
+        f"([{COST.name}]({_place(COST)})).",
         regrets,
     ]
     return "\n\n".join(parts) + "\n"
