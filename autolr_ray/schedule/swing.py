@@ -146,10 +146,9 @@ class Swing:
             return
         product = None
         for bucket in self._buckets():
-            first, weights = min(bucket), _flat(bucket.values())
-            average = self._average.get(first)
-            if average is None or average.shape != weights.shape:  # a group of parameters was added
-                self._average[first] = weights.clone()
+            weights, average = _flat(bucket.values()), self._average_of(bucket)
+            if average is None:
+                self._average[min(bucket)] = weights.clone()
                 continue
             away = weights - average
             average.add_(away, alpha=1.0 / self._steps)
@@ -189,11 +188,17 @@ class Swing:
             room -= p.numel()
         return buckets
 
+    def _average_of(self, bucket: dict[int, nn.Parameter]) -> torch.Tensor | None:
+        """Flat; None before there is one, and where parameters have come to it since."""
+        average = self._average.get(min(bucket))
+        fits = average is not None and average.numel() == sum(p.numel() for p in bucket.values())
+        return average if fits else None
+
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and tensors: with the average, as large as the weights, by the parameters' places."""
         average: dict[int, torch.Tensor] = {}
         for bucket in self._buckets():
-            if (flat := self._average.get(min(bucket))) is not None:
+            if (flat := self._average_of(bucket)) is not None:
                 pieces = torch.split(flat, [p.numel() for p in bucket.values()])
                 average |= dict(zip(bucket, pieces, strict=True))
         return {

@@ -1,7 +1,8 @@
 """The bench behind the claim: AutoWarmup against a tuned grid and the untuned rivals, over many cells.
 
     OMP_NUM_THREADS=1 python experiments/benchmarks/quality.py --json [--results DIR] [--out DIR]
-        [--seeds 300 301 302] [--only TEXT ...] [--list] [--report-only]
+        [--seeds 300 301 302] [--apart SEED TEXT ...] [--tuned FILE] [--only TEXT ...] [--list]
+        [--report-only]
 
 A cell is a data set, a network, an optimizer, a batch size and a budget in optimizer steps: short (about
 60), middle (about 400) or long (2,000). Every cell is a study of its own in ``--results``, run by the same
@@ -332,7 +333,7 @@ def bench(
     last = {
         "open": list(open_cells), "base_seeds": list(seeds), "apart": list(apart),
         "burnt_seeds": sorted(used & set(BURNT)), "looked_at_seeds": sorted(set().union(*known.values())),
-        "looked_at_cells": [name for name, seeds in known.items() if seeds], "margin": MARGIN, "tuned": tuned,
+        "looked_at_cells": [name for name, those in known.items() if those], "margin": MARGIN, "tuned": tuned,
         "cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version(),
     }  # fmt: skip
     return [*lines, summary(rows, "all") | last]
@@ -397,10 +398,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def seeds_of(cell: Cell) -> Sequence[int]:
         first, *texts = options.apart or [0]
-        if any(text in cell.name for text in texts):
-            return range(int(first), int(first) + len(options.seeds))
-        seeds: list[int] = options.seeds
-        return seeds
+        apart = any(text in cell.name for text in texts)
+        return [int(first) + i for i in range(len(options.seeds))] if apart else list(options.seeds)
 
     chosen = [cell for cell in cells if any(text in cell.name for text in options.only)]
     if options.list or not chosen:

@@ -390,8 +390,9 @@ def test_a_state_does_not_know_how_many_were_taken_together(later, monkeypatch):
 def test_parameters_that_come_later_begin_an_average_of_their_own():
     every, optimizer, swing = several()
     train(every, optimizer, range(4))
-    late = nn.Parameter(torch.randn(6))  # as the last one: of that one's bucket
+    late = nn.Parameter(torch.randn(6))  # as the last one: into that one's bucket
     optimizer.add_param_group({"params": [late]})
+    assert swing.state_dict()["average"].keys() == {0, 1, 2, 3}  # before a step has seen it
     train([*every, late], optimizer, range(4, 8))
     assert swing.state_dict()["average"].keys() == {0, 1, 2, 3, 4, 5}
     assert math.isfinite(swing.mean())
