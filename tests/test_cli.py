@@ -97,7 +97,7 @@ except SystemExit as end:
 assert "ray" not in sys.modules
 """
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=300
         )
         assert done.returncode == 0, done.stderr
         assert phrase in done.stdout
@@ -107,7 +107,7 @@ assert "ray" not in sys.modules
 def test_the_scripts_exit_status(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--study", "nothing"],
-        capture_output=True, text=True, cwd=tmp_path, timeout=120,
+        capture_output=True, text=True, cwd=tmp_path, timeout=300,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.splitlines()) == 1

@@ -54,7 +54,7 @@ def test_command_runs(command, workplace, ray_tmp):
     arguments = [sys.executable, *(["-m", "autolr_ray"] if program == "autolr-ray" else []), *arguments]
     done = subprocess.run(
         arguments, cwd=workplace, env=os.environ | {"RAY_TMPDIR": str(ray_tmp)},
-        capture_output=True, text=True, timeout=280,
+        capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     if "compare.py" in command:

@@ -112,7 +112,6 @@ STUDY = {
 }
 
 
-@pytest.mark.timeout(600)
 def test_a_sweep_into_object_storage_is_killed_and_goes_on(
     s3: str, ray_tmp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,7 +136,7 @@ def test_a_sweep_into_object_storage_is_killed_and_goes_on(
         )  # fmt: skip
 
     process = start()
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 600
     while not list((place / "cells").glob("*.json")) and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.2)
@@ -151,7 +150,7 @@ def test_a_sweep_into_object_storage_is_killed_and_goes_on(
     assert f"remote ({place}): {len(before)} of 4 runs finished" in capsys.readouterr().out
 
     process = start()
-    said, _ = process.communicate(timeout=280)
+    said, _ = process.communicate(timeout=600)
     assert process.returncode == 0, said
     assert f"report: {place / 'report.html'}" in said
     assert f"{len(before)} of them finished before" in said
@@ -205,7 +204,7 @@ def test_storage_that_cannot_be_reached_is_refused_before_anything_starts(s3: st
         "--results", f"s3://no-such-bucket/results{s3.replace('&allow_bucket_creation=true', '')}",
     ]  # fmt: skip
     done = subprocess.run(
-        command, env={**os.environ, **CREDENTIALS}, text=True, capture_output=True, timeout=200, check=False
+        command, env={**os.environ, **CREDENTIALS}, text=True, capture_output=True, timeout=600, check=False
     )
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()

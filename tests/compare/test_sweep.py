@@ -135,7 +135,7 @@ class Sweep:
 
     def finish(self) -> int:
         assert self.process is not None
-        return self.process.wait(timeout=240)
+        return self.process.wait(timeout=600)
 
     def run(self, *options: str) -> int:
         self.start(*options)
@@ -167,7 +167,7 @@ class Sweep:
 
     def wait_for(self, happened: Callable[[], object]) -> None:
         assert self.process is not None
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 600
         while not happened():
             assert self.process.poll() is None, self.said + self.complained
             assert time.monotonic() < deadline, self.said + self.complained
@@ -367,7 +367,6 @@ def test_a_grid_grows_at_its_edge(place: Callable[..., Sweep]) -> None:
     assert "all 4 runs are finished, nothing to run" in sweep.said
 
 
-@pytest.mark.timeout(600)
 def test_cells_that_fail_do_not_stop_the_others(place: Callable[..., Sweep]) -> None:
     small = [{"size": size, "epochs": 1} for size in (16, 24)]
     sweep = place(
@@ -407,7 +406,6 @@ def test_cells_that_fail_do_not_stop_the_others(place: Callable[..., Sweep]) -> 
     assert {(r.arm, r.batch_size) for r in sweep.ledger()} >= {("auto", 24), ("tuned", 24)}
 
 
-@pytest.mark.timeout(600)
 def test_a_run_of_several_workers_has_as_many_lives_as_it_says(place: Callable[..., Sweep]) -> None:
     two = {"size": 48, "epochs": 1, "workers": 2}
     arms = {"auto": {}, "tuned": {"grid": {"peak_lr": [0.01], "extend": 0}}}
@@ -430,7 +428,6 @@ def test_a_worker_that_dies_is_no_error_of_the_run(place: Callable[..., Sweep]) 
     assert FailureLog(sweep.out / "failures").read() == {}
 
 
-@pytest.mark.timeout(600)
 def test_own_task_and_own_arms_in_other_modules_then_a_seed_more(place: Callable[..., Sweep]) -> None:
     own = {name: {"own": f"{name}_arms:mine"} for name in ("first", "second")}
     changes = {**PLAIN, "arms": {**STUDY["arms"], **own}}
@@ -445,7 +442,6 @@ def test_own_task_and_own_arms_in_other_modules_then_a_seed_more(place: Callable
     assert {(r.arm, r.seed) for r in sweep.ledger()} == {(a, s) for a in changes["arms"] for s in (0, 1)}
 
 
-@pytest.mark.timeout(600)
 def test_two_sweeps_side_by_side_in_one_folder(place: Callable[..., Sweep]) -> None:
     """Both begin the same runs. Each record is written once; whoever is second stops, and nothing fails."""
     changes = {**PLAIN, "seeds": [0, 1], "resources": {"max_concurrent": 1, "max_attempts": 1}}

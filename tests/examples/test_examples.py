@@ -31,7 +31,7 @@ def run_example(name: str, options: str, **environment: str) -> str:
     """What the example prints; an error with its last lines if it fails."""
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / name), *options.split()],
-        env=os.environ | environment, capture_output=True, text=True, timeout=240,
+        env=os.environ | environment, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout

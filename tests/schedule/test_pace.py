@@ -237,12 +237,15 @@ def test_no_rise_above_max_lr():
 
 
 @pytest.mark.parametrize(("name", "explodes"), [("adamw", 4.0), ("lamb", math.inf)])
-def test_when_it_was_too_much_it_goes_back_at_the_whole_learning_rate_then_at_half(name, explodes):
-    run = Run(total=200, name=name, explodes=explodes, straight=150, blows=range(60, 200)).end()
+@pytest.mark.parametrize(("blown", "first_share"), [(2.2, 1.0), (30.0, 0.5)], ids=["some", "all"])
+def test_where_all_that_was_gained_is_lost_it_goes_back_at_half_else_at_the_whole_learning_rate_once(
+    name, explodes, blown, first_share
+):
+    run = Run(total=200, name=name, explodes=explodes, straight=150, blows=range(60, 200), blown=blown).end()
     first, *later = [r for r in run.schedule.receipts if r.verdict is Verdict.PASSED]
     assert run.steps_of(Verdict.RISES_ON)[0] < 60 < first.step
     assert run.swept.step < first.rolled_back_to <= 60
-    assert run.schedule._legs[1].peak_lr == pytest.approx(first.argmin_lr)
+    assert run.schedule._legs[1].peak_lr == pytest.approx(first_share * first.argmin_lr)
     assert first.argmin_lr == pytest.approx(run.rates[round(first.argmin_step)])
     for leg, receipt in zip(run.schedule._legs[2:], later, strict=True):
         assert leg.peak_lr == pytest.approx(0.5 * receipt.argmin_lr)

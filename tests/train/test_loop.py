@@ -506,7 +506,7 @@ def pair(tmp_path_factory):
     command = [sys.executable, helpers.__file__, str(folder), str(specs)]
     ranks = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True) for rank in (0, 1)]
     try:
-        errors = [rank.communicate(timeout=240)[1] for rank in ranks]
+        errors = [rank.communicate(timeout=600)[1] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
@@ -552,7 +552,7 @@ def test_a_run_that_loses_workers_keeps_its_batches_and_its_schedule(whole, tmp_
             )
             for rank in range(world_size)
         ]
-        errors = [rank.communicate(timeout=120)[1] for rank in ranks]
+        errors = [rank.communicate(timeout=300)[1] for rank in ranks]
         assert [rank.returncode for rank in ranks] == [0] * world_size, "\n".join(errors)
     record = run(spec, SpyContext(tmp_path), elastic=True)
     assert record.restarts == 2

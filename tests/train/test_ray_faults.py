@@ -102,21 +102,21 @@ class Fit:
             raise self.error
         return self.thread.is_alive()
 
-    def record(self, timeout=100):
+    def record(self, timeout=300):
         """The record of the run, which ends well."""
         error = self.failure(timeout)
         if error is not None:
             raise error
         return record_of(self.request)
 
-    def failure(self, timeout=100):
+    def failure(self, timeout=300):
         """What it ended with, in bounded time."""
         self.thread.join(timeout)
         assert not self.thread.is_alive(), f"still at it after {timeout} s"
         return self.error
 
 
-def until(condition, timeout=100):
+def until(condition, timeout=300):
     end = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < end, f"not within {timeout} s"
@@ -219,7 +219,7 @@ def two_undisturbed(tmp_path_factory):
     (folder / "specs.json").write_text(json.dumps(specs))
     command = [sys.executable, helpers.__file__, str(folder), str(folder / "specs.json")]
     ranks = [subprocess.Popen([*command, str(rank)]) for rank in range(2)]
-    assert [rank.wait(timeout=100) for rank in ranks] == [0, 0]
+    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
     return RunRecord.model_validate_json((folder / "run" / "whole" / "result.json").read_text())
 
 

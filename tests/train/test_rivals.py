@@ -318,7 +318,7 @@ def two_processes(folder: Path, specs: dict[str, tuple[RunSpec, bool]]) -> dict[
     file.write_text(json.dumps({n: (s.model_dump(mode="json"), c) for n, (s, c) in specs.items()}))
     command = [sys.executable, str(here.parent / "train_helpers.py"), str(folder), str(file)]
     processes = [subprocess.Popen([*command, str(rank)], cwd=here.parent) for rank in range(2)]
-    assert [process.wait(timeout=240) for process in processes] == [0, 0]
+    assert [process.wait(timeout=600) for process in processes] == [0, 0]
     return {
         name: {
             how.name: RunRecord.model_validate_json((how / "result.json").read_text())
