@@ -44,7 +44,7 @@ def again(quality, request, tmp_path_factory):
     last = _last(request.param)
     tuned = ["--tuned", str(RESULTS / "quality.jsonl")] if last["tuned"] else []
     arguments = ["--report-only", "--json", "--results", str(folder / "runs"), "--out", str(folder / "out")]
-    tuned += ["--apart", *last["apart"]] if last["apart"] else []
+    tuned += [option for texts in last["apart"] for option in ("--apart", *texts)]
     assert quality.main([*arguments, *tuned, "--seeds", *map(str, last["base_seeds"])]) == 0
     return request.param, folder / "out"
 
@@ -101,7 +101,7 @@ def test_with_a_tuned_point_it_is_the_whole_grid_and_more_seeds_are_asked_for(qu
         assert set(arms) == {"auto_warmup", "linear_warmup"}
         assert arms["linear_warmup"].spec.schedule.peak_lr == rows[cell.name]["tuned_peak_lr"]
         assert arms["linear_warmup"].point == rows[cell.name]["tuned_point"]
-        looked_at = quality.looked_at(cell.optimizer)
+        looked_at = quality.looked_at(cell.name)
         assert not set(study.seeds) & {*quality.BURNT, *looked_at, *rows[cell.name]["seeds"]}
         counts.add((cell.budget == "short", cell.repeats, len(study.seeds)))
     assert counts == {(True, 1, 2), (True, 3, 24), (False, 1, 2), (False, 3, 6)}
@@ -206,20 +206,25 @@ def test_a_seed_that_had_a_part_in_a_choice_is_said(quality):
 
 
 def test_seeds_are_looked_at_where_the_rule_changed_after_it(quality):
-    (seed, *_) = quality.LOOKED_AT_WITH["sgd_nesterov"]
     rows = [json.loads(line) for line in (RESULTS / "quality.jsonl").read_text().splitlines()]
-    cells = [row | {"seeds": [seed]} for row in rows if "cell" in row]
-    last = quality.bench(cells, [], [seed])[-1]
-    assert last["looked_at_seeds"] == [seed]
-    assert last["looked_at_cells"] == [row["cell"] for row in cells if "sgd_nesterov" in row["cell"]]
-    others = [row for row in cells if "sgd_nesterov" not in row["cell"]]
-    assert quality.bench(others, [], [seed])[-1]["looked_at_seeds"] == []
+    rows = [row for row in rows if "cell" in row]
+    for text, (seed, *_) in quality.LOOKED_AT_IN.items():
+        cells = [row | {"seeds": [seed]} for row in rows]
+        last = quality.bench(cells, [], [seed])[-1]
+        assert last["looked_at_seeds"] == [seed]
+        assert {row["cell"] for row in rows if text in row["cell"]} <= set(last["looked_at_cells"])
+        others = [row for row in cells if row["cell"] not in last["looked_at_cells"]]
+        assert len(others) > 20
+        assert quality.bench(others, [], [seed])[-1]["looked_at_seeds"] == []
 
 
 def test_seeds_apart(quality, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        quality.main(["--apart", "sgd", "7", "--list"])
+        quality.main(["--apart", "7", "sgd", "--apart", "sgd", "7", "--list"])
     assert "--apart: 'sgd' is not allowed; a seed comes first" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        quality.main(["--apart", "7", "--list"])
+    assert "--apart: 7 alone is not allowed; after it come parts of names" in capsys.readouterr().err
     asked = {}
     study_of = quality.study_of
 
@@ -230,6 +235,8 @@ def test_seeds_apart(quality, tmp_path, capsys):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quality, "study_of", spy)
         places = ["--results", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
-        quality.main([*places, "--report-only", "--seeds", "5000", "5001", "--apart", "6000", "sgd", "vit"])
-    for name, seeds in asked.items():
-        assert seeds == ([6000, 6001] if "sgd" in name or "vit" in name else [5000, 5001]), name
+        apart = ["--apart", "6000", "sgd", "vit", "--apart", "7000", "digits_vit"]
+        quality.main([*places, "--report-only", "--seeds", "5000", "5001", *apart])
+    for name, (first, second) in asked.items():
+        wanted = 7000 if "digits_vit" in name else 6000 if "sgd" in name or "vit" in name else 5000
+        assert (first, second) == (wanted, wanted + 1), name

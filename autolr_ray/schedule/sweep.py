@@ -16,8 +16,10 @@ from autolr_ray.schedule.smoother import Array
 
 _FEWEST, _MOST, _SHARE = 8, 64, 0.03
 _FIRST = 3
-# A rise counts as an explosion from so many of the largest steps between the losses of the first half.
-_EXPLOSION = 5.0
+# A rise counts as an explosion from so many of the largest steps between the losses of the first half. Before
+# any fall it takes more: learning rates from far too low to far too high should show a fall first, and where
+# they do not the three steps of eight losses may be a tenth of what they are usually.
+_EXPLOSION, _EXPLOSION_BEFORE_FALL = 5.0, 20.0
 # A fall counts from so many of them: of sweeps of eight losses that are nothing but noise, 8% fall that far
 # (30% as far as one).
 _FALL = 2.0
@@ -102,7 +104,8 @@ class Sweep:
         """The last loss is not finite or far above the first ones; never said in the first half."""
         if len(self.losses) <= self.steps // 2:
             return False
-        rise = max(_EXPLOSION * self.noise, self.level - min(self.losses))
+        height = _EXPLOSION if self.improved else _EXPLOSION_BEFORE_FALL
+        rise = max(height * self.noise, self.level - min(self.losses))
         return not self.losses[-1] <= self.level + rise
 
     @property

@@ -42,9 +42,8 @@ def require_divisible(
 _NOT_DECIDING = {"data_dir", "loader_workers", "checkpoint_every", "on_non_finite"}
 # Left out of the hash at their usual values, so that runs from before they existed keep their names.
 _ADDED_LATER: dict[str, Any] = {"compute": Compute().model_dump(mode="json"), "code": ""}
-# Of the linear warmup's decisions, by optimizer: raised with those for which they change, so that runs from
-# before are not taken for them.
-_REVISION, _OWN_REVISION = 10, {"lamb": 11, "sgd_nesterov": 12}
+# Of the linear warmup's decisions: raised when they change, so that runs from before are not taken for them.
+_REVISION = 13
 # Optimizers that set the size of their steps by themselves, and the schedules that leave them to it.
 _SELF_SCALING = {
     "prodigy": ("linear_warmup", "constant", "own"),
@@ -126,6 +125,6 @@ class RunSpec(Config):
                 del decisive["schedule"]["warmup"]
                 decisive["schedule"]["decay"] = self.schedule.decay or "cosine"
             else:
-                decisive["schedule"]["revision"] = _OWN_REVISION.get(self.optimizer.name, _REVISION)
+                decisive["schedule"]["revision"] = _REVISION
         text = json.dumps({"format": 1, **decisive}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

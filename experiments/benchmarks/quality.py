@@ -17,16 +17,17 @@ not yet are named as open.
 ``--seeds``: the verdict's must have had no part in any choice; ``BURNT`` lists those that had,
 ``looked_at`` those whose verdict was known when the rule changed, and the use of either is said in the
 output. Cells of short runs get three times as many, from 20 above the first on.
-``--apart``: cells whose name holds one of the texts take as many seeds from ``SEED`` on, as those do whose
-seeds were looked at before the rule changed for them.
+``--apart``, as often as need be: cells whose name holds one of the texts take as many seeds from ``SEED`` on,
+as those do whose seeds were looked at before the rule changed for them; the last that names a cell counts.
 ``--only``: cells whose name holds one of the texts.
 
 ``--tuned FILE``: more seeds for the verdict, of AutoWarmup beside the one point of the grid that was chosen
 on the seeds of FILE, the ``quality.jsonl`` of another ``--out``. Neither the rest of the grid nor the rivals
 are run, and the seeds that count had no part in the choice. Of short runs there are twelve times as many.
 ``experiments/results/quality_tuned`` is what ``--tuned experiments/results/quality/quality.jsonl --seeds 400
-401 ... 409 --apart 600 sgd_nesterov cnn_bn_adamw mlp_adamp_b1024_long mlp_adamw_b4096 resnet18_adamp --out
-experiments/results/quality_tuned`` found.
+401 ... 409 --apart 600 sgd_nesterov cnn_bn_adamw mlp_adamp_b1024_long mlp_adamw_b4096 resnet18_adamp --apart
+800 digits_vit sgd_nesterov_b128_short mnist1d_cnn_sgd digits_mlp_sgd --out experiments/results/quality_tuned``
+found.
 
 One JSON line a cell that is finished, ``{"cell", "batch_size", "budget", "steps", "difference", "seeds",
 "verdict", "arms": {arm: mean test accuracy}, "peak_lrs", "tuned_peak_lr", "cost_share", "run_share", ...}``:
@@ -73,12 +74,15 @@ LOOKED_AT = (
     *range(50, 53), *range(70, 79), *range(90, 99), *range(100, 103), *range(120, 129), *range(140, 149)
 )  # fmt: skip
 """Seeds that nothing was chosen on, but whose verdict was read before the rule was last changed."""
-LOOKED_AT_WITH = {
+LOOKED_AT_IN = {
     "sgd_nesterov": (
         *range(300, 303), *range(320, 329), *range(340, 349), *range(400, 410), *range(420, 560),
-    )
+    ),
+    "sgd_nesterov_b128_short": range(620, 740),
+    "mnist1d_cnn_sgd": range(640, 760),
+    "digits_vit": (*range(320, 329), *range(420, 540)),
 }  # fmt: skip
-"""The same, by optimizer, where it changed for that one alone."""
+"""The same, where it changed for cells whose name holds the text, and for no others."""
 MARGIN, CHANCE = 0.005, 0.1
 OUT = Path(__file__).resolve().parents[1] / "results" / "quality"
 # Beside this script, and so on its path and the workers'.
@@ -223,8 +227,8 @@ CELLS = [
         """
         mlp      adamw         128 short   2  3
         cnn      sgd_nesterov 1024 short  15  3 40
-        cnn_bn   lamb          128 middle 14
-        mlp      adamp        1024 middle 100
+        cnn_bn   lamb          128 middle 14  3
+        mlp      adamp        1024 middle 100  3
         cnn      adamw         128 long   70
         mlp      lamb         1024 long  500
         """,
@@ -232,11 +236,11 @@ CELLS = [
 ]
 
 
-def looked_at(optimizer: str) -> set[int]:
-    """Seeds that nothing was chosen on, but whose verdict was read before the rule was last changed for runs
-    with ``optimizer``.
+def looked_at(cell: str) -> set[int]:
+    """Seeds that nothing was chosen on, but whose verdict was read before the rule was last changed for the
+    cell of that name.
     """
-    return {*LOOKED_AT, *LOOKED_AT_WITH.get(optimizer, ())}
+    return {*LOOKED_AT, *(seed for text, seeds in LOOKED_AT_IN.items() if text in cell for seed in seeds)}
 
 
 def study_of(cell: Cell, seeds: Sequence[int], folder: Path) -> Study:
@@ -320,7 +324,7 @@ def bench(
     seeds: Sequence[int],
     *,
     tuned: bool = False,
-    apart: Sequence[str] = (),
+    apart: Sequence[Sequence[str]] = (),
 ) -> list[dict[str, Any]]:
     """The lines after the cells': the groups', and the last one; ``tuned``: each grid was one point."""
     groups, sets = defaultdict(list), defaultdict(list)
@@ -329,9 +333,9 @@ def bench(
         sets[f"on {found['data']}"].append(found)
     lines = [summary(members, name) for name, members in (*sorted(groups.items()), *sorted(sets.items()))]
     used = {seed for found in rows for seed in found["seeds"]}
-    known = {found["cell"]: looked_at(found["optimizer"]) & set(found["seeds"]) for found in rows}
+    known = {found["cell"]: looked_at(found["cell"]) & set(found["seeds"]) for found in rows}
     last = {
-        "open": list(open_cells), "base_seeds": list(seeds), "apart": list(apart),
+        "open": list(open_cells), "base_seeds": list(seeds), "apart": [list(texts) for texts in apart],
         "burnt_seeds": sorted(used & set(BURNT)), "looked_at_seeds": sorted(set().union(*known.values())),
         "looked_at_cells": [name for name, those in known.items() if those], "margin": MARGIN, "tuned": tuned,
         "cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version(),
@@ -376,6 +380,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--apart",
         nargs="+",
+        action="append",
         default=[],
         metavar=("SEED", "TEXT"),
         help="other seeds, for cells of these names",
@@ -393,13 +398,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         earlier = options.tuned
         cells = [cell.tuned(earlier[cell.name]["tuned_point"]) for cell in CELLS if cell.name in earlier]
         without = [cell.name for cell in CELLS if cell.name not in earlier]
-    if options.apart and not options.apart[0].isdecimal():
-        parser.error(f"--apart: {options.apart[0]!r} is not allowed; a seed comes first, an integer >= 0")
+    for first, *texts in options.apart:
+        if not first.isdecimal():
+            parser.error(f"--apart: {first!r} is not allowed; a seed comes first, an integer >= 0")
+        if not texts:
+            parser.error(f"--apart: {first} alone is not allowed; after it come parts of names of cells")
 
     def seeds_of(cell: Cell) -> Sequence[int]:
-        first, *texts = options.apart or [0]
-        apart = any(text in cell.name for text in texts)
-        return [int(first) + i for i in range(len(options.seeds))] if apart else list(options.seeds)
+        firsts = [first for first, *texts in options.apart if any(text in cell.name for text in texts)]
+        return [int(firsts[-1]) + i for i in range(len(options.seeds))] if firsts else list(options.seeds)
 
     chosen = [cell for cell in cells if any(text in cell.name for text in options.only)]
     if options.list or not chosen:

@@ -56,6 +56,13 @@ def test_a_rise_no_higher_than_noise_or_than_the_fall_is_no_explosion():
     assert not swept([2.3, 2.31, 2.3, 2.29, 1.5, 3.0]).exploded
 
 
+def test_a_rise_before_any_fall_must_be_higher():
+    seen = [2.30, 2.31, 2.30, 2.29]  # a noise of .01
+    for fallen, height in ((2.285, 0.20), (2.275, 0.05)):
+        assert not swept([*seen, fallen, 2.3 + 0.99 * height]).exploded
+        assert swept([*seen, fallen, 2.3 + 1.01 * height]).exploded
+
+
 def test_nothing_explodes_in_the_first_half():
     """Learning rates are too low there: what looks like it is noise, or a loss that is not finite yet."""
     for losses in ([2.3, 9.0], [NAN], [INF, INF, INF, INF], [2.3, 2.3, 2.3, NAN]):
