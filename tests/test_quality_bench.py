@@ -155,7 +155,7 @@ def test_the_verdict_is_on_seeds_that_nothing_was_chosen_on_and_nobody_looked_at
     assert whole["burnt_seeds"] == tuned["burnt_seeds"] == []
     assert tuned["looked_at_seeds"] == []
     assert whole["looked_at_cells"] == [
-        cell.name for cell in quality.CELLS if cell.optimizer == "sgd_nesterov"
+        cell.name for cell in quality.CELLS if cell.optimizer == "sgd_nesterov" or "digits_vit" in cell.name
     ]
 
 

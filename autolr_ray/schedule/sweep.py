@@ -16,10 +16,10 @@ from autolr_ray.schedule.smoother import Array
 
 _FEWEST, _MOST, _SHARE = 8, 64, 0.03
 _FIRST = 3
-# A rise counts as an explosion from so many of the largest steps between the losses of the first half. Before
-# any fall it takes more: learning rates from far too low to far too high should show a fall first, and where
-# they do not the three steps of eight losses may be a tenth of what they are usually.
-_EXPLOSION, _EXPLOSION_BEFORE_FALL = 5.0, 20.0
+# A rise counts as an explosion from so many of the largest steps between the losses of the first half. Where
+# that half is only four losses, their three steps may be a tenth of what they are usually: then it takes more
+# before any fall, which should come first.
+_EXPLOSION, _EXPLOSION_BEFORE_FALL, _FEW = 5.0, 20.0, 4
 # A fall counts from so many of them: of sweeps of eight losses that are nothing but noise, 8% fall that far
 # (30% as far as one).
 _FALL = 2.0
@@ -104,7 +104,8 @@ class Sweep:
         """The last loss is not finite or far above the first ones; never said in the first half."""
         if len(self.losses) <= self.steps // 2:
             return False
-        height = _EXPLOSION if self.improved else _EXPLOSION_BEFORE_FALL
+        doubtful = self.steps // 2 <= _FEW and not self.improved
+        height = _EXPLOSION_BEFORE_FALL if doubtful else _EXPLOSION
         rise = max(height * self.noise, self.level - min(self.losses))
         return not self.losses[-1] <= self.level + rise
 

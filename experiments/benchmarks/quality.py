@@ -26,8 +26,8 @@ on the seeds of FILE, the ``quality.jsonl`` of another ``--out``. Neither the re
 are run, and the seeds that count had no part in the choice. Of short runs there are twelve times as many.
 ``experiments/results/quality_tuned`` is what ``--tuned experiments/results/quality/quality.jsonl --seeds 400
 401 ... 409 --apart 600 sgd_nesterov cnn_bn_adamw mlp_adamp_b1024_long mlp_adamw_b4096 resnet18_adamp --apart
-800 digits_vit sgd_nesterov_b128_short mnist1d_cnn_sgd digits_mlp_sgd --out experiments/results/quality_tuned``
-found.
+800 digits_vit sgd_nesterov_b128_short mnist1d_cnn_sgd digits_mlp_sgd --out
+experiments/results/quality_tuned`` found.
 
 One JSON line a cell that is finished, ``{"cell", "batch_size", "budget", "steps", "difference", "seeds",
 "verdict", "arms": {arm: mean test accuracy}, "peak_lrs", "tuned_peak_lr", "cost_share", "run_share", ...}``:

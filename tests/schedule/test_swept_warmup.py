@@ -56,11 +56,14 @@ def test_a_rise_no_higher_than_noise_or_than_the_fall_is_no_explosion():
     assert not swept([2.3, 2.31, 2.3, 2.29, 1.5, 3.0]).exploded
 
 
-def test_a_rise_before_any_fall_must_be_higher():
-    seen = [2.30, 2.31, 2.30, 2.29]  # a noise of .01
-    for fallen, height in ((2.285, 0.20), (2.275, 0.05)):
-        assert not swept([*seen, fallen, 2.3 + 0.99 * height]).exploded
-        assert swept([*seen, fallen, 2.3 + 1.01 * height]).exploded
+@pytest.mark.parametrize(
+    ("steps", "fallen", "height"),
+    [(8, 2.285, 0.20), (9, 2.285, 0.20), (10, 2.285, 0.05), (8, 2.275, 0.05), (9, 2.275, 0.05)],
+)
+def test_a_rise_before_any_fall_must_be_higher_where_few_losses_tell_the_noise(steps, fallen, height):
+    seen = [2.30, 2.31, 2.30, 2.29, 2.30]  # a noise of .01
+    assert not swept([*seen, fallen, 2.3 + 0.99 * height], steps).exploded
+    assert swept([*seen, fallen, 2.3 + 1.01 * height], steps).exploded
 
 
 def test_nothing_explodes_in_the_first_half():
