@@ -51,7 +51,7 @@ def _bench() -> str:
     cost = json.loads(COST.read_text(encoding="utf-8").splitlines()[-1])
     parts = [
         "Over networks, optimizers, batch sizes and budgets, on seeds that nobody had looked at before the "
-        f"rule was what it is ({_summary(VERDICT)}): {verdict}",
+        f"rule was what it is for that cell ({_summary(VERDICT)}): {verdict}",
         *_about_seeds(fresh),
         groups,
         f"![Difference to the tuned baseline, cell by cell]({_place(VERDICT)}/difference.png)",
