@@ -170,7 +170,7 @@ class Cell:
         return {"peak_lr": _PEAKS[self.optimizer], "warmup_fraction": [0.05, 0.2]}
 
     def tuned(self, point: str) -> Cell:
-        """It with that point of the grid alone, and more seeds where they cost little."""
+        """It with that point of the grid alone, and more seeds where they cost little or vary much."""
         more = _MORE_SHORT if self.repeats > 1 and self.budget == "short" else 1
         return replace(self, point=point, repeats=_MORE_VARYING.get(self.name, more) * self.repeats)
 
