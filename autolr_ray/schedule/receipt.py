@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -90,12 +91,16 @@ class Receipt:
 
     def to_vector(self) -> torch.Tensor:
         """[VECTOR_LENGTH] float64: what rank 0 sends to the others."""
+        return torch.from_numpy(self._vector.copy())
+
+    @cached_property
+    def _vector(self) -> Array:
         scalars = [
             self.step, self.lr, _VERDICTS.index(self.verdict), self.probability, self.positives,
             self.argmin_step, self.argmin_lr, self.rolled_back_to, self.earliest_step,
             self.outputscale, self.noise, self.prior_mean, self.strength, self.start_step,
         ]  # fmt: skip
-        return torch.from_numpy(np.concatenate([scalars, self.mean, self.sd]))
+        return np.concatenate([scalars, self.mean, self.sd])
 
     @classmethod
     def from_vector(cls, vector: torch.Tensor, verdict: Verdict | None = None) -> Receipt:
@@ -120,10 +125,10 @@ def receipts_state(receipts: Sequence[Receipt]) -> dict[str, Any]:
 
     A tensor each would make a checkpoint of a small model several times as slow to write.
     """
-    vectors = [receipt.to_vector() for receipt in receipts]
+    vectors = np.array([receipt._vector for receipt in receipts], dtype=np.float64)
     return {
         "verdicts": [receipt.verdict.name for receipt in receipts],
-        "vectors": torch.stack(vectors) if vectors else torch.empty(0, VECTOR_LENGTH, dtype=torch.float64),
+        "vectors": torch.from_numpy(vectors.reshape(-1, VECTOR_LENGTH)),
     }
 
 

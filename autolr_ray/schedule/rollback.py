@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from autolr_ray.schedule.packed import Packed, pack
+
 PLACES = ("host", "device")
 CAPACITY = 5
 _NOT_STATE = ("params", "lr", "initial_lr")
@@ -49,7 +51,7 @@ class SnapshotStore:
         self._optimizer = optimizer
         self._scaler = scaler
         self._on_host = place == "host"
-        self._snapshots: dict[int, dict[str, Any]] = {}
+        self._snapshots: dict[int, Packed] = {}
 
     @property
     def steps(self) -> list[int]:
@@ -72,8 +74,8 @@ class SnapshotStore:
             # The one whose neighbours are closest to each other is missed least.
             spans = {s: kept[i + 2] - kept[i] for i, s in enumerate(kept[1:-1]) if s != nearest}
             kept.remove(min(spans, key=lambda s: (spans[s], s)))
-        self._snapshots = {s: kept_state for s, kept_state in self._snapshots.items() if s in kept}
-        self._snapshots[step] = self._copy()
+        self._snapshots = {s: snapshot for s, snapshot in self._snapshots.items() if s in kept}
+        self._snapshots[step] = self._pack(self._present())
 
     def restore(self, argmin_step: float, *, optimizer: dict[str, Any] | None = None) -> int | None:
         """Put back the snapshot nearest ``argmin_step`` in place; its step, or None without one.
@@ -85,12 +87,12 @@ class SnapshotStore:
         if not self._snapshots:
             return None
         step = min(self.steps, key=lambda s: (abs(s - argmin_step), s))
-        self._put_back(self._snapshots[step] | (optimizer or {}))
+        self._put_back(self._snapshots[step].nested() | (optimizer or {}))
         return step
 
     def weights(self, step: int) -> dict[str, torch.Tensor]:
         """Parameters and buffers of the snapshot after ``step``, named as in :meth:`present`."""
-        kept: dict[str, torch.Tensor] = self._snapshots[step]["model"]
+        kept: dict[str, torch.Tensor] = self._snapshots[step].nested()["model"]
         return kept
 
     def present(self) -> dict[str, torch.Tensor]:
@@ -104,36 +106,33 @@ class SnapshotStore:
     @property
     def nbytes(self) -> int:
         """Memory that the snapshots take."""
-        return sum(_nbytes(snapshot) for snapshot in self._snapshots.values())
+        return sum(snapshot.nbytes for snapshot in self._snapshots.values())
 
-    def _keep(self, value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return value
-        if not self._on_host or value.device.type == "cpu":
-            return value.detach().clone()
-        # In the order of the stream: the next step's kernels start after the copy, the host goes on at once.
-        kept = torch.empty_like(value, device="cpu", pin_memory=value.device.type == "cuda")
-        return kept.copy_(value.detach(), non_blocking=True)
+    def optimizer_state(self) -> dict[str, Any]:
+        """A copy of the optimizer's per-parameter state and group values, for :meth:`restore`."""
+        copied: dict[str, Any] = self._pack(self._optimizer_now()).nested()
+        return copied
 
-    @torch.no_grad()
-    def _copy(self) -> dict[str, Any]:
+    def _pack(self, state: dict[str, Any]) -> Packed:
+        return pack(state, on_host=self._on_host, wait=False)
+
+    def _present(self) -> dict[str, Any]:
+        """All that a snapshot is of, itself."""
         return {
-            "model": {name: self._keep(value) for name, value in _tensors(self._model).items()},
-            **self.optimizer_state(),
+            "model": _tensors(self._model),
+            **self._optimizer_now(),
             "scaler": self._scaler.state_dict() if self._scaler is not None else None,
         }
 
-    @torch.no_grad()
-    def optimizer_state(self) -> dict[str, Any]:
-        """A copy of the optimizer's per-parameter state and group values, for :meth:`restore`."""
+    def _optimizer_now(self) -> dict[str, Any]:
         return {
             "optimizer": [
-                {key: self._keep(value) for key, value in self._optimizer.state.get(parameter, {}).items()}
+                dict(self._optimizer.state.get(parameter, {}))
                 for group in self._optimizer.param_groups
                 for parameter in group["params"]
             ],
             "groups": [
-                {key: self._keep(value) for key, value in group.items() if key not in _NOT_STATE}
+                {key: value for key, value in group.items() if key not in _NOT_STATE}
                 for group in self._optimizer.param_groups
             ],
         }
@@ -159,20 +158,25 @@ class SnapshotStore:
         """Plain numbers and tensors; as large as the snapshots."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # copies may still be under way
-        return {"snapshots": dict(self._snapshots)}
+        return {"snapshots": {step: snapshot.state_dict() for step, snapshot in self._snapshots.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from ``state``; ValueError, and nothing changed, where it is of another model."""
         present = {name: tensor.shape for name, tensor in _tensors(self._model).items()}
-        for snapshot in state["snapshots"].values():
-            kept = {name: tensor.shape for name, tensor in snapshot["model"].items()}
+        snapshots = {int(step): self._loaded(snapshot) for step, snapshot in state["snapshots"].items()}
+        for snapshot in snapshots.values():
+            kept = {name: tensor.shape for name, tensor in snapshot.nested()["model"].items()}
             if kept != present:
                 other = sorted(name for name in kept | present if kept.get(name) != present.get(name))
                 raise ValueError(
                     f"state_dict: its snapshots are of another model; {len(other)} tensors differ, "
                     f"the first is {other[0]!r}"
                 )
-        self._snapshots = {int(step): snapshot for step, snapshot in state["snapshots"].items()}
+        self._snapshots = snapshots
+
+    def _loaded(self, state: dict[str, Any]) -> Packed:
+        """States from before snapshots were packed have the nested tensors themselves."""
+        return Packed.of(state) if Packed.is_state(state) else self._pack(state)
 
 
 def _bare(model: nn.Module) -> nn.Module:
@@ -202,16 +206,16 @@ def _update(target: dict[str, Any], kept: dict[str, Any], like: torch.Tensor | N
         present = target.get(key)
         if isinstance(value, torch.Tensor) and isinstance(present, torch.Tensor):
             present.copy_(value)
-        elif isinstance(value, torch.Tensor):
-            # 0-d counters stay on the host, as torch's optimizers keep them.
-            device = torch.device("cpu") if like is None or value.dim() == 0 else like.device
-            target[key] = value.to(device, copy=True)
         else:
-            target[key] = value
+            target[key] = _own(value, like)
 
 
-def _nbytes(value: Any) -> int:
+def _own(value: Any, like: torch.Tensor | None) -> Any:
+    """A copy that the optimizer may change, tensors where it keeps them."""
     if isinstance(value, torch.Tensor):
-        return value.nbytes
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return sum(_nbytes(part) for part in parts)
+        # 0-d counters stay on the host, as torch's optimizers keep them.
+        device = torch.device("cpu") if like is None or value.dim() == 0 else like.device
+        return value.to(device, copy=True)
+    if isinstance(value, dict):
+        return {key: _own(item, like) for key, item in value.items()}
+    return [_own(item, like) for item in value] if isinstance(value, list) else value

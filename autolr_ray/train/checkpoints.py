@@ -13,6 +13,7 @@ import torch
 
 from autolr_ray.files import write_atomically
 from autolr_ray.remote import Location, RemotePath
+from autolr_ray.schedule.packed import Packed, pack
 
 State = dict[str, Any]
 _NAME = re.compile(r"checkpoint-(\d+)\.pt")
@@ -40,7 +41,7 @@ class CheckpointFolder:
         steps = {path: int(match[1]) for path, match in found.items() if match is not None}
         return sorted(steps, key=lambda path: steps[path], reverse=True)
 
-    def save(self, state: State, step: int) -> None:
+    def save(self, state: State | Packed, step: int) -> None:
         """Write the state after ``step`` optimizer steps; returns when it is on the disk.
 
         Raises:
@@ -124,21 +125,15 @@ class Background:
             raise error
 
 
-def on_host(value: Any) -> Any:
-    """A copy of a nested state with all tensors on the host, which later steps do not change."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: on_host(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(on_host(item) for item in value)
-    return value
+def on_host(state: State) -> Packed:
+    """A copy with all tensors on the host, in a few blocks, which later steps do not change."""
+    return pack(state, on_host=True)
 
 
-def save_state(state: State, path: Location, *, durable: bool = True) -> None:
+def save_state(state: State | Packed, path: Location, *, durable: bool = True) -> None:
     """Write ``state`` whole or not at all; ``durable``: return when it is on the disk."""
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save(state.state_dict() if isinstance(state, Packed) else state, buffer)
     write_atomically(path, buffer.getbuffer(), durable=durable)
 
 
@@ -146,7 +141,8 @@ def load_state(path: Location) -> State:
     """The state at ``path``, tensors on the host; plain data only, no code is run."""
     source = io.BytesIO(path.read_bytes()) if isinstance(path, RemotePath) else path
     state: State = torch.load(source, map_location="cpu", weights_only=True)
-    return state
+    # Each tensor gets a memory of its own: else the whole block would stay for the sake of any.
+    return Packed.of(state).nested(apart=True) if Packed.is_state(state) else state
 
 
 def read_or_warn(path: Location) -> State | None:

@@ -93,8 +93,8 @@ class LocalContext:
     def save(self, state: State) -> None:
         """Begin to write the state; raises what the writing before it met."""
         self._publish()
-        copied = on_host(state)
-        self._writing.start(lambda: self.checkpoints.save(copied, copied["step"]))
+        copied, step = on_host(state), state["step"]
+        self._writing.start(lambda: self.checkpoints.save(copied, step))
 
     def report(self, row: EpochRow, state: State) -> None:
         """Begin to write the state; the row is published when it is safe."""

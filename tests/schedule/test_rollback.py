@@ -322,3 +322,47 @@ def test_state_round_trip(name):
     assert fresh.steps == [3]
     fresh.restore(3)
     assert_same(everything(model, optimizer), kept)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_states_from_before_snapshots_were_packed(name):
+    """They hold every tensor by itself, in the same nest."""
+    model, optimizer = trained(name, steps=3)
+    store = SnapshotStore(model, optimizer)
+    store.take(3, 1.0)
+    kept = everything(model, optimizer)
+    before = {"snapshots": {step: snapshot.nested() for step, snapshot in store._snapshots.items()}}
+    go_on(model, optimizer, 2)
+    fresh = SnapshotStore(model, optimizer)
+    fresh.load_state_dict(saved_and_loaded(before))
+    assert fresh.steps == [3]
+    fresh.restore(3)
+    assert_same(everything(model, optimizer), kept)
+    assert_same(fresh.state_dict(), store.state_dict())
+
+
+def test_histories_that_an_optimizer_keeps_in_lists_are_copied_and_put_back():
+    """As L-BFGS does: the snapshot's own must not change with what is put back."""
+    model, optimizer = trained("sgd_momentum", steps=1)
+    state = optimizer.state[next(iter(model.parameters()))]
+    state["history"], state["nested"] = [torch.ones(2), None], {"a": torch.zeros(3)}
+    store = SnapshotStore(model, optimizer)
+    store.take(1, 0.0)
+    for _ in range(2):
+        state["history"][0].add_(1.0)
+        state["history"].append(torch.ones(1))
+        state["nested"]["a"].add_(1.0)
+        store.restore(1)
+        assert_same(state["history"], [torch.ones(2), None])
+        assert_same(state["nested"], {"a": torch.zeros(3)})
+
+
+def test_a_snapshot_has_a_block_for_each_type_however_many_tensors_the_model_has():
+    """Numbers of each type together: what a checkpoint takes to write is theirs, not their names'."""
+    model, optimizer = trained("adamw", batch_norm=True, steps=2)
+    assert len([*model.parameters(), *model.buffers()]) > 5
+    store = SnapshotStore(model, optimizer)
+    for step in (1, 2):
+        store.take(step, 1.0)
+    for snapshot in store.state_dict()["snapshots"].values():
+        assert sorted(str(block.dtype) for block in snapshot["blocks"]) == ["torch.float32", "torch.int64"]

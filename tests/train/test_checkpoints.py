@@ -8,7 +8,7 @@ import train_helpers as helpers
 from train_helpers import STEPS_PER_EPOCH, Cut, SpyContext, assert_same, result, spec_of
 
 from autolr_ray.train import LocalContext, run
-from autolr_ray.train.checkpoints import Background, CheckpointFolder, on_host, save_state
+from autolr_ray.train.checkpoints import Background, CheckpointFolder, load_state, on_host, save_state
 
 
 def folder_with(tmp_path, steps, keep=2):
@@ -71,7 +71,18 @@ def test_a_copy_on_the_host_is_a_copy():
     state = {"a": [weights, (1, weights)], "b": {"c": None}, "d": "text"}
     copied = on_host(state)
     weights.fill_(9.0)
-    assert_same(copied, {"a": [torch.ones(2), (1, torch.ones(2))], "b": {"c": None}, "d": "text"})
+    assert_same(copied.nested(), {"a": [torch.ones(2), (1, torch.ones(2))], "b": {"c": None}, "d": "text"})
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_is_written_is_what_is_read(whole, tmp_path):
+    """In blocks or tensor by tensor; what is read has a memory for each tensor."""
+    state = {"step": 3, "model": {"a": torch.ones(2), "b": torch.arange(3)}, "more": [torch.zeros(2, 2), 1.5]}
+    save_state(state if whole else on_host(state), tmp_path / "state.pt")
+    read = load_state(tmp_path / "state.pt")
+    assert_same(read, state)
+    sizes = [t.untyped_storage().nbytes() for t in (*read["model"].values(), read["more"][0])]
+    assert sizes == [8, 24, 16]
 
 
 def test_an_error_in_the_background_is_raised_once():
