@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.optim import Optimizer
@@ -87,8 +89,9 @@ class TrainingRun:
         self.restarts = 0
         self.steps_done = 0
         self.rows: list[EpochRow] = []
-        self.losses: list[float] = []
-        self.rates: list[float] = []
+        # Buffers: every epoch's state has a copy, and to copy long lists takes longer than to train.
+        self._columns = {field: array("d") for field in EpochRow.model_fields}
+        self.losses, self.rates = array("d"), array("d")
         self.task = get_task(spec.task, spec.model)
         self.splits = _splits(spec.task, spec.model, spec.data_dir)
         if spec.code and (code := code_fingerprint(spec.own_names)) != spec.code:
@@ -151,9 +154,10 @@ class TrainingRun:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "rows": _columns(self.rows),
-            "losses": torch.tensor(self.losses, dtype=torch.float64),
-            "rates": torch.tensor(self.rates, dtype=torch.float64),
+            # By field [epochs]: so many tensors to copy and write, however many epochs there were.
+            "rows": {field: _vector(column) for field, column in self._columns.items()},
+            "losses": _vector(self.losses),
+            "rates": _vector(self.rates),
         }
 
     def _resume(self, state: State) -> None:
@@ -166,8 +170,9 @@ class TrainingRun:
         self.tuning_seconds = state["tuning_seconds"]
         self.startup_seconds = state["startup_seconds"]
         self.restarts = state["restarts"] + 1
-        self.rows = _rows_of(state["rows"])
-        self.losses, self.rates = state["losses"].tolist(), state["rates"].tolist()
+        for row in _rows_of(state["rows"]):
+            self._keep(row)
+        self.losses, self.rates = (array("d", state[name].tolist()) for name in ("losses", "rates"))
 
     def _parts(self) -> Parts:
         """What the arm is built from."""
@@ -221,7 +226,7 @@ class TrainingRun:
             if self._saves_here():
                 self.context.save(self.state())
         self._collect_losses()
-        epoch_losses = torch.tensor(self.losses[-self.steps_per_epoch :])
+        epoch_losses = torch.tensor(self.losses[-self.steps_per_epoch :].tolist())
         self._check_losses(epoch_losses)
         row = EpochRow(
             epoch=epoch + 1,
@@ -231,8 +236,13 @@ class TrainingRun:
             validation_accuracy=self.evaluate(self.splits.validation),
             seconds=self.seconds,
         )
-        self.rows.append(row)
+        self._keep(row)
         return row
+
+    def _keep(self, row: EpochRow) -> None:
+        self.rows.append(row)
+        for field, column in self._columns.items():
+            column.append(getattr(row, field))
 
     def _rate(self) -> float:
         """The learning rate of the next step; Prodigy multiplies the schedule's by what it has found."""
@@ -251,7 +261,7 @@ class TrainingRun:
         if known < done:
             first = known % self.steps_per_epoch
             waiting = self._waiting[first : first + done - known]
-            self.losses += (self._sum_over_ranks(waiting.clone()) / self.context.world_size).tolist()
+            self.losses.extend((self._sum_over_ranks(waiting.clone()) / self.context.world_size).tolist())
 
     def _check_losses(self, epoch_losses: torch.Tensor) -> None:
         """A run whose weights are lost: go on or raise, as asked. The warmup may yet roll them back."""
@@ -359,16 +369,13 @@ class TrainingRun:
         return values.cpu()
 
 
-def _columns(rows: Sequence[EpochRow]) -> dict[str, torch.Tensor]:
-    """By field [rows] float64: so many tensors to copy and write, however many epochs there were."""
-    return {
-        field: torch.tensor([getattr(row, field) for row in rows], dtype=torch.float64)
-        for field in EpochRow.model_fields
-    }
+def _vector(numbers: array[float]) -> torch.Tensor:
+    """A copy [n] float64."""
+    return torch.from_numpy(np.array(numbers))
 
 
 def _rows_of(state: dict[str, torch.Tensor] | list[dict[str, Any]]) -> list[EpochRow]:
-    """The inverse of :func:`_columns`; older states have a dictionary for each row."""
+    """Of a state's columns; older states have a dictionary for each row."""
     if isinstance(state, list):
         return [EpochRow(**row) for row in state]
     values = zip(*(state[field].tolist() for field in EpochRow.model_fields), strict=True)

@@ -180,7 +180,8 @@ def time_checkpoints(repeats: int, tell: Callable[..., None]) -> None:
         training.steps_done = 1
         inputs, targets = next(training.batches.epoch(0))[0]
         training._step([(inputs, targets)])  # the optimizer has its state after one step
-        training.rates, training.losses = [0.0], [0.0]
+        training.rates.append(0.0)
+        training.losses.append(0.0)
         waited, written = [], []
         for _ in range(repeats):
             began = time.perf_counter()
