@@ -37,6 +37,9 @@ class RunContext(Protocol):
     def report(self, row: EpochRow, state: State) -> None:
         """Save the state and publish an epoch's row; every rank calls it, rank 0's counts."""
 
+    def hold(self, row: EpochRow) -> None:
+        """Keep an epoch's row, to be published with the next state that is saved; every rank calls it."""
+
     def poll(self) -> None:
         """After every step: publish what has been saved meanwhile. Returns at once."""
 
@@ -79,7 +82,10 @@ class LocalContext:
         self._record_dir = record_dir
         self._on_report, self._on_turn = on_report, on_turn
         self._writing = Background()
-        self._row: EpochRow | None = None
+        # Those whose state is being written, and those whose state is not saved.
+        self._rows: list[EpochRow] = []
+        self._held: list[EpochRow] = []
+        self._epochs = 0  # since the last that was reported
         self._turn: Turn | None = None
 
     def wrap(self, model: nn.Module) -> nn.Module:
@@ -95,11 +101,18 @@ class LocalContext:
         self._publish()
         copied, step = on_host(state), state["step"]
         self._writing.start(lambda: self.checkpoints.save(copied, step))
+        self._rows, self._held = self._held, []
 
     def report(self, row: EpochRow, state: State) -> None:
         """Begin to write the state; the row is published when it is safe."""
+        self.hold(row)
         self.save(state)
-        self._row, self._turn = row, Turn.within(row, state)
+        self._turn, self._epochs = Turn.within(row, state, self._epochs), 0
+
+    def hold(self, row: EpochRow) -> None:
+        """Keep the row until a state with it is safe."""
+        self._held.append(row)
+        self._epochs += 1
 
     def poll(self) -> None:
         """Publish the last row if its state has been written; raises what the writing met."""
@@ -118,8 +131,8 @@ class LocalContext:
 
     def _publish(self) -> None:
         self._writing.wait()
-        row, turn, self._row, self._turn = self._row, self._turn, None, None
-        if row is not None:
+        rows, turn, self._rows, self._turn = self._rows, self._turn, [], None
+        for row in rows:
             self._on_report(row)
         if turn is not None:
             self._on_turn(turn)

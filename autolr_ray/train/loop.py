@@ -30,6 +30,9 @@ from autolr_ray.train.range_test import range_test
 from autolr_ray.train.record import EpochRow, RunRecord
 from autolr_ray.train.spec import RunSpec
 
+# Epochs that together have no more steps, and are no more than such a part of the run, share a checkpoint.
+_FEW_STEPS, _MOST_CHECKPOINTS = 16, 100
+
 
 def run(
     spec: RunSpec,
@@ -64,7 +67,10 @@ def run(
         training.startup_seconds = training.startup_seconds or time.time() - launched_at
         for epoch in range(training.steps_done // training.steps_per_epoch, spec.epochs):
             row = training.train_epoch(epoch)
-            context.report(row, training.state())
+            if training.saves_after(epoch):
+                context.report(row, training.state())
+            else:
+                context.hold(row)
         test_accuracy = training.evaluate(training.splits.test)
         record = finished_record(
             training, test_accuracy, study=study, arm=arm, point=point, device_share=device_share
@@ -248,6 +254,15 @@ class TrainingRun:
         """The learning rate of the next step; Prodigy multiplies the schedule's by what it has found."""
         scale = self.optimizer.param_groups[0].get("d", 1.0)
         return float(self.schedule.get_last_lr()[0]) * float(scale)
+
+    def saves_after(self, epoch: int) -> bool:
+        """Whether the state at that epoch's end is saved: of runs of many epochs of a few steps not each.
+
+        To write a state takes longer than a step of a small network. Never more than sixteen steps, or a
+        hundredth of the run, lie between.
+        """
+        together = min(self.spec.epochs // _MOST_CHECKPOINTS, math.ceil(_FEW_STEPS / self.steps_per_epoch))
+        return (epoch + 1) % max(1, together) == 0 or epoch + 1 == self.spec.epochs
 
     def _saves_here(self) -> bool:
         every = self.spec.checkpoint_every

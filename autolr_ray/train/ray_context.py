@@ -45,6 +45,8 @@ class RayTrainContext:
         name = context.get_experiment_name()
         self._metrics = DashboardMetrics(name) if self.rank == 0 else None
         self._log = TensorBoardLog(log_dir / name) if self.rank == 0 and log_dir is not None else None
+        self._held: list[EpochRow] = []
+        self._epochs = 0  # since the last that was reported with its state
         self._not_carried: tuple[str, OSError] | None = None  # the name of the checkpoint, and why
         # Ray logs a line for each report of each worker; the sweep prints its own progress.
         logging.getLogger(_internal_context.__name__).setLevel(logging.WARNING)
@@ -81,12 +83,28 @@ class RayTrainContext:
 
     def save(self, state: State) -> None:
         """Report rank 0's state as checkpoint, without metrics but the step."""
+        self._report_held()
         self._report({"step": state["step"]}, state)
 
     def report(self, row: EpochRow, state: State) -> None:
         """Report the row, with the turn where the warmup ended in it; rank 0 hands over the state, too."""
-        turn = Turn.within(row, state)
+        turn, self._epochs = Turn.within(row, state, self._epochs + 1), 0
+        self._report_held()
         self._report(row.model_dump() | ({"turn": turn.model_dump()} if turn else {}), state)
+        self._show(row)
+
+    def hold(self, row: EpochRow) -> None:
+        """Keep the row; it is reported right before the next state."""
+        self._held.append(row)
+        self._epochs += 1
+
+    def _report_held(self) -> None:
+        for row in self._held:
+            ray.train.report(row.model_dump())
+            self._show(row)
+        self._held = []
+
+    def _show(self, row: EpochRow) -> None:
         if self._metrics is not None:
             self._metrics.row(row)
         if self._log is not None:

@@ -68,7 +68,7 @@ class RunSpec(Config):
         compute: see :class:`Compute`.
         loader_workers: loading processes for data that is not held in memory.
         checkpoint_every: optimizer steps between checkpoints inside an epoch; there is one at each epoch's
-            end anyway.
+            end anyway (in runs of 200 epochs and more, of a few steps each, at the end of every few).
         code: fingerprint of the code behind ``package.module:attribute`` names; a worker with other code
             refuses the run. "" where nobody asked.
         on_non_finite: when every loss of an epoch after the warmup was NaN or infinite, "finish" the run as

@@ -27,11 +27,11 @@ class Turn(BaseModel):
     reason: str
 
     @classmethod
-    def within(cls, row: EpochRow, state: State) -> Self | None:
-        """The turn of the epoch that ``row`` is about, from the run's state at its end; None without one."""
+    def within(cls, row: EpochRow, state: State, epochs: int = 1) -> Self | None:
+        """The turn in the last epochs up to that of ``row``, from the run's state then; None without one."""
         schedule = state["schedule"]
         step, steps_per_epoch = schedule.get("switch_step"), row.step // row.epoch
-        if step is None or step <= row.step - steps_per_epoch:
+        if step is None or step <= row.step - epochs * steps_per_epoch:
             return None
         verdicts = (Verdict[name] for name in reversed(schedule["receipts"]["verdicts"]))
         verdict = next(verdict for verdict in verdicts if verdict.ends_warmup)

@@ -33,6 +33,7 @@ from autolr_ray.schedule import LinearWarmup
 from autolr_ray.train import LocalContext, RunRecord, loop, run
 from autolr_ray.train.batches import TrainBatches
 from autolr_ray.train.checkpoints import CheckpointFolder, load_state, save_state
+from autolr_ray.train.loop import TrainingRun
 from autolr_ray.train.record import write_record
 
 SCHEDULES = {"swept": SWEPT, "robust": AUTO, "paper": PAPER, "linear": LINEAR}
@@ -349,6 +350,68 @@ def test_rows_are_published_after_their_state_is_safe(tmp_path):
     )
     run(spec_of(epochs=3), context)
     assert published == [1, 2, 3]
+
+
+# 300 epochs of one step: three share a checkpoint, a hundredth of the run.
+SHORT_EPOCHS = {"batch_size": 200, "epochs": 300, "schedule": SWEPT}
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "epochs", "together"),
+    [(8, 2000, 1), (200, 199, 1), (200, 200, 2), (200, 300, 3), (100, 1000, 8), (200, 5000, 16)],
+)
+def test_epochs_of_few_steps_share_a_checkpoint(batch_size, epochs, together, tmp_path):
+    """Up to sixteen steps, and a hundredth of the run."""
+    context = SpyContext(tmp_path)
+    training = TrainingRun(spec_of(batch_size=batch_size, epochs=epochs), context, elastic=False)
+    saves = [epoch + 1 for epoch in range(epochs) if training.saves_after(epoch)]
+    assert saves == sorted({*range(together, epochs + 1, together), epochs})
+
+
+@pytest.fixture(scope="module")
+def short_epochs(tmp_path_factory):
+    return helpers.train(spec_of(**SHORT_EPOCHS), tmp_path_factory.mktemp("short_epochs"))
+
+
+def test_rows_of_epochs_that_share_a_checkpoint_are_published_with_it(short_epochs, tmp_path):
+    events = []
+    context = LocalContext(
+        tmp_path / "run", tmp_path, device=torch.device("cpu"),
+        on_report=lambda row: events.append(row.epoch),
+        on_turn=lambda turn: events.append(("turn", turn.step)),
+    )  # fmt: skip
+    saved, save = [], context.checkpoints.save
+
+    def spy(state, step):
+        saved.append((step, [event for event in events if isinstance(event, int)]))
+        return save(state, step)
+
+    context.checkpoints.save = spy
+    record = run(spec_of(**SHORT_EPOCHS), context)
+    assert [step for step, _ in saved] == list(range(3, 301, 3))
+    assert all(not published or published[-1] < step for step, published in saved)
+    assert [event for event in events if isinstance(event, int)] == list(range(1, 301))
+    # The turn comes after the rows up to the checkpoint that it lies before.
+    turn = events.index(("turn", record.switch_step))
+    assert events[turn - 1] == 3 * math.ceil(record.switch_step / 3)
+    assert result(record) == result(short_epochs[0])
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_cut_off_where_epochs_share_a_checkpoint(when, short_epochs, tmp_path):
+    spec = spec_of(**SHORT_EPOCHS)
+    record, state = helpers.train_with_cuts(spec, tmp_path, when, range(3, 301, 27))
+    assert result(record) == result(short_epochs[0])
+    assert_same(state, short_epochs[1])
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_row_that_waits_is_published_with_a_checkpoint_inside_an_epoch(every, tmp_path):
+    """Of two steps each, two share a checkpoint, and one lies inside each."""
+    rows = []
+    context = LocalContext(tmp_path / "run", tmp_path, on_report=lambda row: rows.append(row.epoch))
+    run(spec_of(batch_size=100, epochs=200, checkpoint_every=every), context)
+    assert rows == list(range(1, 201))
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 """The loop as workers of a ``TorchTrainer``: the same results as in a plain process, and real kills."""
 
+import math
 import os
 import signal
 import struct
@@ -200,6 +201,19 @@ def test_who_waits_for_two_workers_is_told_each_epoch_and_the_turn(watch, tmp_pa
     (turn,) = (line for line in said if "turned" in line)
     assert f"after step {record.switch_step}, down from {record.peak_lr:.3g}: the loss has passed" in turn
     assert not (tmp_path / "runs" / request_of(tmp_path, TWO).name).exists()
+    for file in watch.glob("rates-*"):
+        file.unlink()
+
+
+def test_rows_that_share_a_checkpoint_are_told_with_it_in_their_order(watch, tmp_path):
+    """200 epochs of one step: each second is saved."""
+    spec, said = spec_of("ray_simple", workers=2, batch_size=200, epochs=200), []
+    record = train(request_of(tmp_path, spec), say=said.append)
+    epochs = [line for line in said if line.startswith("epoch ")]
+    assert [line.split("  train")[0].split()[-1] for line in epochs] == [f"{n}/200" for n in range(1, 201)]
+    turn = next(number for number, line in enumerate(said) if "turned" in line)
+    assert f"after step {record.switch_step}" in said[turn]
+    assert int(said[turn - 1].split("/")[0].split()[-1]) == 2 * math.ceil(record.switch_step / 2)
     for file in watch.glob("rates-*"):
         file.unlink()
 
