@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from autolr_ray.schedule import look_inside
 from autolr_ray.schedule.base import Loss, Schedule, require_finite
+from autolr_ray.schedule.blas import single_threaded_blas
 from autolr_ray.schedule.course import Course
 from autolr_ray.schedule.decay import Decay, get_decay
 from autolr_ray.schedule.divergence import ON_DIVERGENCE, report_divergence
@@ -302,7 +303,8 @@ class AutoWarmup(Schedule):
         distributed = is_distributed(self._distributed)
         losses = self._pending.drain(distributed=distributed)
         self.trace.update(losses)
-        receipt = self._course.judge(step, losses)
+        with single_threaded_blas():
+            receipt = self._course.judge(step, losses)
         if distributed:
             receipt = Receipt.from_vector(from_rank_zero(receipt.to_vector()))
         receipt = self._course.follow(receipt)

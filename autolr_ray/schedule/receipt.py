@@ -125,7 +125,7 @@ def receipts_state(receipts: Sequence[Receipt]) -> dict[str, Any]:
 
     A tensor each would make a checkpoint of a small model several times as slow to write.
     """
-    vectors = np.array([receipt._vector for receipt in receipts], dtype=np.float64)
+    vectors = np.concatenate([np.empty(0), *(receipt._vector for receipt in receipts)])
     return {
         "verdicts": [receipt.verdict.name for receipt in receipts],
         "vectors": torch.from_numpy(vectors.reshape(-1, VECTOR_LENGTH)),

@@ -183,10 +183,8 @@ class LossSmoother:
         if not self.count:
             raise ValueError("losses: none is finite yet; at least one is needed for a posterior")
         with single_threaded_blas():
-            index = np.arange(self._size)
-            moments = (
-                self._positions[index[:, None] + index] + self._positions[abs(index[:, None] - index)]
-            ) / 2.0
+            sums, differences = _index_pairs(self._size)
+            moments = (self._positions[sums] + self._positions[differences]) / 2.0
             gram, turn = np.linalg.eigh(self._factor.T @ moments @ self._factor)
             rotation = self._factor @ turn
             return Spectrum(
@@ -268,6 +266,13 @@ def chebyshev(t: Array, size: int) -> Array:
     """T_0(t) .. T_{size-1}(t) for ``t`` [k] in [-1, 1]: [k, size]."""
     angle = np.arccos(np.clip(t, -1.0, 1.0))
     return np.asarray(np.cos(angle[:, None] * np.arange(size)))
+
+
+@lru_cache(maxsize=8)
+def _index_pairs(size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """J + k and |j - k|, [size, size] each."""
+    index = np.arange(size)
+    return index[:, None] + index, abs(index[:, None] - index)
 
 
 @lru_cache(maxsize=8)

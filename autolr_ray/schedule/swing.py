@@ -36,9 +36,9 @@ _MEMORY, _FEWEST = 8, 4
 # What swinging costs now: a mean that forgets four times as fast, and of the fall so far a quarter at most:
 # a loss that runs away is to be seen.
 _RECENT, _MOST = 4, 0.25
-# Weights are taken together, of tensors that come to so many numbers: what fits in a processor's cache; on a
-# GPU, where each piece costs its kernels' launches, 64 MB.
-_TOGETHER, _TOGETHER_ON_GPU = 2**18, 2**24
+# Weights are taken together, of tensors that come to so many numbers: what fits in a processor's cache, with
+# what is made of it; on a GPU, where each piece costs its kernels' launches, 64 MB.
+_TOGETHER, _TOGETHER_ON_GPU = 2**17, 2**24
 
 
 class Swing:
