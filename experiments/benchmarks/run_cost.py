@@ -1,7 +1,7 @@
 """What a run of AutoWarmup costs beside one run of the grid, and so the share of the grid's cost.
 
     OMP_NUM_THREADS=1 python experiments/benchmarks/run_cost.py --json [--only TEXT ...] [--seconds 20]
-        [--shares FILE] [--seed 40] [--control]
+        [--shares FILE] [--seed 40] [--control] [--known FILE ...]
 
 In each cell of ``quality.py`` a run of AutoWarmup and one of the grid's with the same seed take turns, each
 in a process of its own: one is stopped for 25 ms, then the other, until both have ended. So the load of the
@@ -9,7 +9,8 @@ machine, which changes within seconds and is more than AutoWarmup adds, meets bo
 (where no GPU does the work), keep the memory that they once had, whose pages else cost one process a fifth
 more than the other, and change arms from pair to pair. ``--seconds``: pairs are repeated for that long, an
 even number, two at least. ``--control``: the grid's run against itself, to see what the comparison is worth:
-its ratios are 1 but for noise.
+its ratios are 1 but for noise. ``--known``: files with rows from before; their cells are not measured again,
+so that a run that was cut off goes on.
 
 One JSON line a cell, ``{"cell", "steps", "pairs", "ratio", "ratio_se", "wall_ratio", "grid_run_seconds",
 "run_share"}``: over the pairs together, AutoWarmup's processor time over the grid run's (checkpoints and
@@ -179,6 +180,15 @@ def row(
     }  # fmt: skip
 
 
+def rows_of(path: str) -> list[dict[str, Any]]:
+    """The cells' rows of a file that this script printed; for argparse."""
+    try:
+        rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        return [row for row in rows if "ratio_se" in row]
+    except (OSError, ValueError, TypeError) as error:
+        raise argparse.ArgumentTypeError(f"{path} has no rows of this script ({error})") from None
+
+
 def total(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """All cells together."""
     ours = math.fsum(r["ratio"] * r["grid_run_seconds"] for r in rows)
@@ -206,8 +216,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=40, help="(default: %(default)s)")
     parser.add_argument("--control", action="store_true", help="the grid's run against itself")
+    parser.add_argument(
+        "--known", type=rows_of, nargs="+", default=[], metavar="FILE", help="measured before (default: none)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     options = parser.parse_args(arguments)
+    known = {row["cell"]: row for rows in options.known for row in rows}
     rows = []
     os.environ |= _KEEP_MEMORY  # of the processes to come
     with tempfile.TemporaryDirectory() as folder:
@@ -215,7 +229,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if any(text in cell.name for text in options.only):
                 share = options.shares[cell.name]["run_share"] if cell.name in options.shares else 0.1
                 rows.append(
-                    row(cell, options.seed, options.seconds, share, Path(folder), control=options.control)
+                    known.get(cell.name)
+                    or row(cell, options.seed, options.seconds, share, Path(folder), control=options.control)
                 )
                 print(json.dumps(rows[-1]) if options.json else rows[-1], flush=True)
     if not rows:
