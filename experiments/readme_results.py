@@ -57,8 +57,9 @@ def _bench() -> str:
         f"![Difference to the tuned baseline, cell by cell]({_place(VERDICT)}/difference.png)",
         f"Those grids, and what people take who tune nothing ({_summary(BENCH)}): {headline}",
         *_about_seeds(whole),
-        "Its runs were made on days of different load. Side by side, in pairs, AutoWarmup's come to "
-        f"{100 * cost['cost_share']:.1f} % of the processor time of those grids "
+        "Its runs were made on days of different load. In turns of milliseconds on one processor, "
+        f"AutoWarmup's come to {100 * cost['cost_share']:.1f} % (standard error "
+        f"{100 * cost['cost_share_se']:.2f}) of the processor time of those grids "
         f"([{COST.name}]({_place(COST)})).",
         regrets,
     ]
