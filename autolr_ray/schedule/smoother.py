@@ -270,7 +270,7 @@ def chebyshev(t: Array, size: int) -> Array:
 
 @lru_cache(maxsize=8)
 def _index_pairs(size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """J + k and |j - k|, [size, size] each."""
+    """The sums j + k and the differences abs(j - k), [size, size] each."""
     index = np.arange(size)
     return index[:, None] + index, abs(index[:, None] - index)
 

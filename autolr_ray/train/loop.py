@@ -30,8 +30,8 @@ from autolr_ray.train.range_test import range_test
 from autolr_ray.train.record import EpochRow, RunRecord
 from autolr_ray.train.spec import RunSpec
 
-# Epochs that together have no more steps, and are no more than such a part of the run, share a checkpoint.
-_FEW_STEPS, _MOST_CHECKPOINTS = 16, 100
+# As many epochs share a checkpoint as make so many steps, as long as a run has so many checkpoints.
+_FEW_STEPS, _FEWEST_CHECKPOINTS = 16, 100
 
 
 def run(
@@ -258,10 +258,10 @@ class TrainingRun:
     def saves_after(self, epoch: int) -> bool:
         """Whether the state at that epoch's end is saved: of runs of many epochs of a few steps not each.
 
-        To write a state takes longer than a step of a small network. Never more than sixteen steps, or a
-        hundredth of the run, lie between.
+        To write a state takes longer than a step of a small network. As many epochs go together as make
+        sixteen steps, but no more than a hundredth of the run.
         """
-        together = min(self.spec.epochs // _MOST_CHECKPOINTS, math.ceil(_FEW_STEPS / self.steps_per_epoch))
+        together = min(self.spec.epochs // _FEWEST_CHECKPOINTS, math.ceil(_FEW_STEPS / self.steps_per_epoch))
         return (epoch + 1) % max(1, together) == 0 or epoch + 1 == self.spec.epochs
 
     def _saves_here(self) -> bool:

@@ -358,10 +358,18 @@ SHORT_EPOCHS = {"batch_size": 200, "epochs": 300, "schedule": SWEPT}
 
 @pytest.mark.parametrize(
     ("batch_size", "epochs", "together"),
-    [(8, 2000, 1), (200, 199, 1), (200, 200, 2), (200, 300, 3), (100, 1000, 8), (200, 5000, 16)],
+    [
+        (8, 2000, 1),
+        (200, 199, 1),
+        (200, 200, 2),
+        (200, 300, 3),
+        (100, 1000, 8),
+        (20, 200, 2),
+        (200, 5000, 16),
+    ],
 )
 def test_epochs_of_few_steps_share_a_checkpoint(batch_size, epochs, together, tmp_path):
-    """Up to sixteen steps, and a hundredth of the run."""
+    """As many as make sixteen steps, but no more than a hundredth of the run."""
     context = SpyContext(tmp_path)
     training = TrainingRun(spec_of(batch_size=batch_size, epochs=epochs), context, elastic=False)
     saves = [epoch + 1 for epoch in range(epochs) if training.saves_after(epoch)]
